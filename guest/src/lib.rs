@@ -2,9 +2,6 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "model")]
-extern crate alloc;
-
 pub mod addr;
 pub mod memory;
 pub mod trace;
