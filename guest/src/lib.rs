@@ -2,6 +2,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "model")]
+extern crate alloc;
+
 pub mod addr;
 pub mod memory;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod trace;
