@@ -17,7 +17,7 @@ use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Place};
 use crate::sync::{read_lock, write_lock};
-use crate::trace::stack_may_grow;
+use crate::trace::stack_grows;
 
 /// What the tenant tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +127,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             // Another CPU was faster.
             return Ok(());
         }
-        let below = self.vma_below(space, page + 1).map(|vma| vma.end());
-        if !above.flags().has(VmaFlags::STACK) || !stack_may_grow(page, above.start(), below) {
+        let below = self.vma_below(space, page).map_or(0, |vma| vma.end());
+        let grows = stack_grows(above.address(), Gva::from_page(page), Gva::from_page(below));
+        if !above.flags().has(VmaFlags::STACK) || !grows {
             return Err(FaultError::NotMapped);
         }
         // The key in the tree is the start: take it out and in again.

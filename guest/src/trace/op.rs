@@ -13,6 +13,18 @@ pub struct Prot {
     pub exec: bool,
 }
 
+impl Prot {
+    /// No access at all (`PROT_NONE`).
+    pub const NONE: Self = Self { read: false, write: false, exec: false };
+
+    /// Whether an access is allowed, as x86-64 Linux sees it: a page that may be touched in any way can be read, since the
+    /// hardware knows no unreadable present page.
+    #[must_use]
+    pub const fn allows(self, write: bool) -> bool {
+        if write { self.write } else { self.read || self.write || self.exec }
+    }
+}
+
 /// What stands behind a memory object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObjectKind {
