@@ -82,7 +82,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                 }
             }
             let part =
-                Part { tables: self.tables, table, entries, level, base, range: first..i, straddles, _guard: guard, format: PhantomData };
+                Part { tables: self.tables, table, entries, level, base, range: first..i, straddles, _guard: Some(guard), format: PhantomData };
             self.at = page_of(i);
             return Some(part);
         }
@@ -95,6 +95,19 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     /// # Errors
     /// [`OpenError::InTheWay`] when a larger leaf stands on the way.
     pub fn open(&mut self, level: Level) -> Result<Part<'a, F, T>, OpenError> {
+        self.open_unless_held(level, None)
+    }
+
+    /// As [`open`](Self::open), while `held` is held, which may be of the same table: then there is one lock for both, and `held` must stay
+    /// as long as the new part.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside(&mut self, held: &Part<'a, F, T>) -> Result<Part<'a, F, T>, OpenError> {
+        self.open_unless_held(held.level, Some(held.table))
+    }
+
+    fn open_unless_held(&mut self, level: Level, held: Option<Pfn>) -> Result<Part<'a, F, T>, OpenError> {
         let mut at_level = F::ROOT;
         let mut table = self.root;
         while at_level > level {
@@ -137,7 +150,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             base,
             range: first..end,
             straddles: false,
-            _guard: self.tables.lock(table),
+            _guard: (held != Some(table)).then(|| self.tables.lock(table)),
             format: PhantomData,
         };
         self.at = base + end as u64 * level.entry_pages();
@@ -223,7 +236,8 @@ pub struct Part<'a, F, T> {
     base: u64,
     range: Range<usize>,
     straddles: bool,
-    _guard: WordGuard<'a>,
+    /// `None` when another part of the same table, which its owner holds as long, has the lock.
+    _guard: Option<WordGuard<'a>>,
     format: PhantomData<F>,
 }
 

@@ -3,7 +3,7 @@
 use core::ops::{ControlFlow, Range};
 
 use super::map::pages_of;
-use super::vma::Vma;
+use super::vma::{Vma, VmaFlags};
 use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level};
 use crate::format::{Attrs, LongMode};
@@ -11,6 +11,9 @@ use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part};
 use crate::sync::write_lock;
+
+/// What does not tell mappings apart here: advice, and whether it began as heap.
+const ADVICE: VmaFlags = VmaFlags::HUGE.or(VmaFlags::NO_HUGE).or(VmaFlags::HEAP);
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The old range, which must be mapped in one piece, becomes the new one; what stood at the new place is unmapped first.
@@ -24,7 +27,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let _guard = write_lock(space.lock);
         let mut flush = Flush::new();
         let result = if old.start == new.start {
-            self.resize(&space, old, new, &mut flush)
+            self.resize(&space, old, new)
         } else if old.start < new.end && new.start < old.end {
             Err(MapError::BadRange)
         } else {
@@ -34,26 +37,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         result
     }
 
-    fn resize<'a>(
-        &'a self,
-        space: &Space<'_>,
-        old: Range<u64>,
-        new: Range<u64>,
-        flush: &mut Flush<Removed<'a>>,
-    ) -> Result<(), MapError> {
-        let vma = self.find_vma(space, old.start).filter(|vma| vma.end() >= old.end).ok_or(MapError::NotMapped)?;
+    fn resize(&self, space: &Space<'_>, old: Range<u64>, new: Range<u64>) -> Result<(), MapError> {
+        self.check_one_mapping(space, &old)?;
         if new.end <= old.end {
             return if new.end < old.end { self.unmap_locked(space, new.end..old.end) } else { Ok(()) };
         }
-        if vma.end() != old.end {
+        let last = self.find_vma(space, old.end - 1).ok_or(MapError::NotMapped)?;
+        let next = self.vma_at_or_above(space, old.end);
+        if last.end() != old.end || next.is_some_and(|next| next.start() < new.end) {
             return Err(MapError::Occupied);
         }
-        if self.vma_at_or_above(space, old.end).is_some_and(|next| next.start() < new.end) {
-            return Err(MapError::Occupied);
-        }
-        let _ = flush;
-        vma.set_range(vma.start()..new.end);
-        self.merge_vma(space, vma);
+        last.set_range(last.start()..new.end);
+        self.merge_vma(space, last);
         Ok(())
     }
 
@@ -64,19 +59,51 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         new: Range<u64>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
-        self.find_vma(space, old.start).filter(|vma| vma.end() >= old.end).ok_or(MapError::NotMapped)?;
+        self.check_one_mapping(space, &old)?;
         self.unmap_locked(space, new.clone())?;
         // Shrinking is done first, so that only what stays is moved.
         let moved = old.start..old.end.min(old.start + (new.end - new.start));
         if moved.end < old.end {
             self.unmap_locked(space, moved.end..old.end)?;
         }
-        let vma = self.find_vma(space, moved.start).ok_or(MapError::NotMapped)?;
-        let vma = self.isolate(space, vma, &moved, flush)?;
-        // The record moves with its leaves: the region stays what it is.
+        let mut at = moved.start;
+        while at < moved.end {
+            let vma = self.find_vma(space, at).ok_or(MapError::NotMapped)?;
+            let vma = self.isolate(space, vma, &moved, flush)?;
+            at = vma.end();
+            let first = vma.start() - moved.start + new.start;
+            let end = if at == moved.end { new.end } else { first + vma.pages() };
+            self.relocate_vma(space, vma, first..end, flush)?;
+        }
+        Ok(())
+    }
+
+    /// One mapping in the eyes of Linux, which may have merged what is several vmas here: each continues the one before.
+    fn check_one_mapping(&self, space: &Space<'_>, range: &Range<u64>) -> Result<(), MapError> {
+        let mut vma = self.find_vma(space, range.start).ok_or(MapError::NotMapped)?;
+        while vma.end() < range.end {
+            let next = self.find_vma(space, vma.end()).ok_or(MapError::NotMapped)?;
+            let continues = next.flags().without(ADVICE) == vma.flags().without(ADVICE)
+                && next.object() == vma.object()
+                && (vma.object() == 0 || next.offset() == vma.index(vma.end()));
+            if !continues {
+                return Err(MapError::NotMapped);
+            }
+            vma = next;
+        }
+        Ok(())
+    }
+
+    fn relocate_vma<'a>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        to: Range<u64>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<(), MapError> {
         let target = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
         target.copy_from(vma);
-        target.set_range(new.clone());
+        target.set_range(to);
         self.insert_in_tree(space.tree, target);
         self.link_vma_all(target);
         let result = self.move_leaves(space, vma, target, flush);
@@ -150,7 +177,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let end = range.end.min(i + fit);
             let mut cursor = space.table().cursor(self, first, first + (end - i) as u64 * step);
             // Two table locks of one space at once: nobody else holds any, the space lock is exclusive.
-            let to = match cursor.open(part.level()) {
+            let to = match cursor.open_beside(part) {
                 Ok(to) => to,
                 Err(OpenError::OutOfFrames | OpenError::InTheWay) => return Err(MapError::OutOfFrames),
             };

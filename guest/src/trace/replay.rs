@@ -86,6 +86,7 @@ impl From<MapError> for ReplayError {
 /// Processes and objects of a trace, and the spaces and objects they became.
 pub struct Replay<'m, M, A> {
     manager: &'m Manager<M, A>,
+    device: Pfn,
     procs: Numbers,
     objects: Numbers,
 }
@@ -97,14 +98,15 @@ impl<M, A> fmt::Debug for Replay<'_, M, A> {
 }
 
 impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
-    /// A replay on `manager`, which should be empty.
+    /// A replay on `manager`, which should be empty. Device mappings show the frames from `device` on, which the manager must not own:
+    /// [`MAX_DEVICE_PAGES`](super::MAX_DEVICE_PAGES) of them.
     ///
     /// # Errors
     /// [`MapError::OutOfFrames`].
-    pub fn new(manager: &'m Manager<M, A>) -> Result<Self, MapError> {
+    pub fn new(manager: &'m Manager<M, A>, device: Pfn) -> Result<Self, MapError> {
         let procs = Numbers::new(manager.frames()).ok_or(MapError::OutOfFrames)?;
         let objects = Numbers::new(manager.frames()).ok_or(MapError::OutOfFrames)?;
-        Ok(Self { manager, procs, objects })
+        Ok(Self { manager, device, procs, objects })
     }
 
     /// The space of a process of the trace.
@@ -143,7 +145,7 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
                         let id = ObjectId(id);
                         if private { Map::Private(id, offset) } else { Map::Shared(id, offset) }
                     }
-                    (Backing::Device { first }, _) => Map::Device(Pfn::new(first)),
+                    (Backing::Device { first }, _) => Map::Device(self.device.add(first)),
                 };
                 if fixed {
                     manager.map_fixed(space, at, pages, prot, what)?;
