@@ -267,4 +267,4 @@ impl fmt::Debug for Level {
 
 const _: () = assert!(Level::TWO.leaf_order().get() == Order::HUGE.get());
 const _: () = assert!(Level::THREE.leaf_order().get() == Order::MAX.get());
-const _: () = assert!(Level::new(4).index(GVA_END - 1 >> PAGE_SHIFT) == 255);
+const _: () = assert!(Level::new(4).index((GVA_END - 1) >> PAGE_SHIFT) == 255);

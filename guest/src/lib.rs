@@ -2,6 +2,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod abi;
 pub mod addr;
 pub mod memory;
 pub mod trace;
