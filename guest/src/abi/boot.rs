@@ -70,6 +70,10 @@ pub mod flags {
     pub const START_BELL: u64 = 1 << 2;
     /// Read through a null pointer on purpose: an exception in the manager.
     pub const STRAY: u64 = 1 << 3;
+    /// Recurse without end on purpose.
+    pub const OVERFLOW: u64 = 1 << 5;
+    /// Ring the first free doorbell with 20, and add the answer to it in the first general word.
+    pub const ASK: u64 = 1 << 6;
     /// Run the machine's own floor and checks, not the manager.
     pub const FLOOR_ONLY: u64 = 1 << 4;
 }

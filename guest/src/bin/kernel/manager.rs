@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use quire::abi::{BootInfo, flags};
+use quire::abi::{BootInfo, bell, flags};
 
 use crate::audit::Audit;
 use crate::cpu;
@@ -13,7 +13,7 @@ use crate::results::{self, Finish, Results};
 
 /// The run, from the boot words to the results.
 pub fn main(machine: &Machine, boot: &BootInfo, results: &Results) -> Finish {
-    misbehave(boot);
+    misbehave(boot, results);
     match measure_floor(machine, results) {
         Ok(()) => Finish::Pass,
         Err(what) => {
@@ -44,13 +44,28 @@ fn measure_floor(machine: &Machine, results: &Results) -> Result<(), &'static st
 }
 
 /// What tests ask for: the ways in which a kernel can go wrong.
-fn misbehave(boot: &BootInfo) {
+fn misbehave(boot: &BootInfo, results: &Results) {
     assert!(!boot.has(flags::PANIC), "asked to panic");
     if boot.has(flags::STRAY) {
         cpu::stray_load();
+    }
+    if boot.has(flags::OVERFLOW) {
+        overflow(&[0; 64]);
+    }
+    if boot.has(flags::ASK) {
+        let answers = results.ring(bell::FIRST_FREE, [20]);
+        results.general(0).store(answers[0] + answers[1], Relaxed);
     }
     while boot.has(flags::HANG) {
         static ROUNDS: AtomicU64 = AtomicU64::new(0);
         ROUNDS.fetch_add(1, Relaxed);
     }
+}
+
+/// Calls itself until the stack ends.
+#[inline(never)]
+#[expect(unconditional_recursion, reason = "that is its task")]
+fn overflow(above: &[u64; 64]) -> u64 {
+    let here = core::hint::black_box([above[0] + 1; 64]);
+    overflow(&here) + here[63]
 }

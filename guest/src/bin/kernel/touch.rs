@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
 
 use quire::abi::sample::Sample;
 use quire::abi::{self, TOUCH_BASE, TOUCH_SAMPLES};
-use quire::addr::{GVA_END, Gva, Order, PAGE_SIZE};
+use quire::addr::{Gva, Order, PAGE_SIZE};
 
 use crate::cpu;
 use crate::trap::Frame;
@@ -76,7 +76,6 @@ unsafe extern "C" {
     fn touch_zero(to: u64, words: u64, unused: u64) -> u64;
     fn touch_copy(to: u64, from: u64, words: u64) -> u64;
     fn touch_abort();
-    static touch_text_end: u8;
     static touch_mark: AtomicU64;
     static touch_sample_next: AtomicU64;
     static touch_sample_end: AtomicU64;
@@ -176,10 +175,9 @@ pub unsafe fn copy(to: u64, from: u64, words: u64) {
     at_user_ring(touch_copy, to, from, words);
 }
 
-/// Whether `rip` lies in the touch program.
+/// Whether `rip` lies in the touch program, which is one page.
 pub fn owns(rip: u64) -> bool {
-    let end = (&raw const touch_text_end).addr() as u64;
-    (TOUCH_BASE..end).contains(&rip)
+    rip & !(PAGE_SIZE - 1) == TOUCH_BASE
 }
 
 /// A page fault of the touch program: its tenant resolves it, or the program is sent to its end.
@@ -188,13 +186,9 @@ pub fn owns(rip: u64) -> bool {
 /// When the fault is none of a tenant's: nobody touches, the address is not in the lower half, or a reserved bit is set.
 pub fn fault(frame: &mut Frame, address: u64) {
     let going = GOING.load(Relaxed);
-    assert!(
-        !going.is_null() && address < GVA_END && frame.error & error::RESERVED == 0,
-        "page fault in the touch program: cr2 {address:#x} error {:#x} rip {:#x}",
-        frame.error,
-        frame.rip
-    );
-    let address = Gva::new(address);
+    let Some(address) = Gva::try_new(address).filter(|_| !going.is_null() && frame.error & error::RESERVED == 0) else {
+        nobodys(frame, address);
+    };
     // SAFETY: not null, so `run` waits for the program and its `Going` is alive, reached by this pointer only.
     let (tenant, resolve) = unsafe { ((*going).tenant, (*going).fault) };
     // SAFETY: `run` paired the function with the tenant's type.
@@ -203,6 +197,12 @@ pub fn fault(frame: &mut Frame, address: u64) {
         unsafe { (*going).aborted = Some((code, address)) };
         frame.rip = touch_abort as *const () as u64;
     }
+}
+
+#[cold]
+#[inline(never)]
+fn nobodys(frame: &Frame, address: u64) -> ! {
+    panic!("page fault in the touch program: cr2 {address:#x} error {:#x} rip {:#x}", frame.error, frame.rip);
 }
 
 /// Calls the tenant behind a pointer that [`run`] made.

@@ -131,10 +131,17 @@ exception_common:
 #[unsafe(no_mangle)]
 extern "C" fn page_fault(frame: &mut Frame, address: u64) {
     if !touch::owns(frame.rip) {
-        let Frame { error, rip, cs, rsp, .. } = *frame;
-        panic!("page fault in the manager: cr2 {address:#x} error {error:#x} rip {rip:#x} cs {cs:#x} rsp {rsp:#x}");
+        stray(frame, address);
     }
     touch::fault(frame, address);
+}
+
+/// A page fault of the manager's own code.
+#[cold]
+#[inline(never)]
+fn stray(frame: &Frame, address: u64) -> ! {
+    let Frame { error, rip, cs, rsp, .. } = *frame;
+    panic!("page fault in the manager: cr2 {address:#x} error {error:#x} rip {rip:#x} cs {cs:#x} rsp {rsp:#x}");
 }
 
 /// Any other exception.
