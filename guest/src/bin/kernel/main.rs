@@ -18,6 +18,7 @@
 
 mod audit;
 mod boot;
+mod checks;
 mod cpu;
 mod descriptors;
 mod entry;
@@ -32,6 +33,7 @@ mod ring;
 mod shim;
 mod touch;
 mod trap;
+mod window;
 
 use core::arch::asm;
 use core::ptr;

@@ -5,16 +5,18 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use quire::abi::{BootInfo, bell, flags};
 
 use crate::audit::Audit;
+use crate::checks;
 use crate::cpu;
 use crate::floor::{self, Floor};
 use crate::log;
 use crate::machine::Machine;
 use crate::results::{self, Finish, Results};
+use crate::window;
 
 /// The run, from the boot words to the results.
 pub fn main(machine: &Machine, boot: &BootInfo, results: &Results) -> Finish {
     misbehave(boot, results);
-    match measure_floor(machine, results) {
+    match check_and_measure(machine, results) {
         Ok(()) => Finish::Pass,
         Err(what) => {
             log!("{what}");
@@ -23,24 +25,40 @@ pub fn main(machine: &Machine, boot: &BootInfo, results: &Results) -> Finish {
     }
 }
 
-fn measure_floor(machine: &Machine, results: &Results) -> Result<(), &'static str> {
-    let mut floor = Floor::new(machine);
+/// The machine's checks, then the floor, in the manager's frames.
+fn check_and_measure(machine: &Machine, results: &Results) -> Result<(), &'static str> {
+    let (first, count) = machine.frames();
+    if count < Floor::FRAMES.max(checks::FRAMES) {
+        return Err("too few frames for the floor");
+    }
+    checks::run(machine, first)?;
+    let mut floor = Floor::new(machine, first);
     floor.run()?;
-    floor::check_abort(machine)?;
+    audit(&floor, results)
+}
+
+/// Compares the floor's translations with the VMM's walk.
+fn audit(floor: &Floor<'_>, results: &Results) -> Result<(), &'static str> {
+    if results::speaks() {
+        // Nobody there who could walk.
+        return Ok(());
+    }
     let mut audit = Audit::new(results);
     for index in 0..Audit::CAPACITY - 1 {
         let (gva, gpa) = floor.translation(index);
         audit.expect(gva, Some(gpa));
     }
-    audit.expect(floor::WINDOW.add_pages(floor::PAGES), None);
-    if results::speaks() {
-        // Nobody there who could walk.
-        return Ok(());
-    }
+    audit.expect(window::BASE.add_pages(floor::PAGES), None);
     audit.compare().map(drop).map_err(|mismatch| {
         log!("{mismatch}");
         "floor: the VMM's walk differs"
-    })
+    })?;
+    let mut wrong = Audit::new(results);
+    wrong.expect(window::BASE, None);
+    match wrong.compare() {
+        Err(mismatch) if mismatch.count == 1 && mismatch.found == Some(floor.translation(0).1) => Ok(()),
+        _ => Err("the VMM's walk agrees with anything"),
+    }
 }
 
 /// What tests ask for: the ways in which a kernel can go wrong.

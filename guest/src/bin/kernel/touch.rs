@@ -64,7 +64,7 @@ pub enum Access {
 pub struct Touched {
     /// [`abi::checksum`] over the first words as they were before any store, in order, from 0.
     pub sum: u64,
-    /// The handler's code and the address, when it ended the touching early.
+    /// The handler's code and the page it stopped at, when it ended the touching early.
     pub aborted: Option<(u64, Gva)>,
 }
 
@@ -194,7 +194,7 @@ pub fn fault(frame: &mut Frame, address: u64) {
     // SAFETY: `run` paired the function with the tenant's type.
     if let Verdict::Abort(code) = unsafe { resolve(tenant, address, frame.error) } {
         // SAFETY: as above.
-        unsafe { (*going).aborted = Some((code, address)) };
+        unsafe { (*going).aborted = Some((code, Gva::from_page(address.page()))) };
         frame.rip = touch_abort as *const () as u64;
     }
 }
@@ -372,12 +372,11 @@ touch_copy:
 
 touch_exit:
     int3
-    .align 8
-touch_stamp_factor:
-    .quad 0x9e3779b97f4a7c15
 
     .section .touch.data, "aw"
     .align 64
+touch_stamp_factor:
+    .quad 0x9e3779b97f4a7c15
     .global touch_mark
     .global touch_sample_next
     .global touch_sample_end
