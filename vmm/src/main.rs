@@ -2,45 +2,48 @@
 
 use std::process::ExitCode;
 
-use quire_vmm::{MachineConfig, NoHost, kernel, run};
+use quire_vmm::{MachineConfig, NoHost, Outcome, Status, doctor, kernel, run};
 
 fn main() -> ExitCode {
-    let mut config = MachineConfig::default();
-    config.stats = true;
-    if let Some(ring) = std::env::args().nth(1) {
-        config.boot[quire::abi::boot::RING] = ring.parse().unwrap();
+    if std::env::args().nth(1).is_some_and(|argument| argument == "doctor") {
+        print!("{}", doctor::examine());
+        return ExitCode::SUCCESS;
+    }
+    let mut config = MachineConfig { stats: true, ..MachineConfig::default() };
+    if let Some(ring) = std::env::args().nth(1).and_then(|ring| ring.parse().ok()) {
+        config.boot[quire::abi::boot::RING] = ring;
     }
     match run(kernel::ELF, &config, &[], &mut NoHost) {
         Ok(outcome) => {
-            println!("{:?} {:?}", outcome.status, outcome.panic);
-            print!("{}", outcome.log);
-            println!("{:?}", &outcome.words[..16]);
-            println!("{:?} exits {} khz {}", outcome.timings, outcome.exits, outcome.tsc_khz);
-            let mut ticks: Vec<u32> = outcome.samples.iter().map(|s| s.ticks).collect();
-            ticks.sort_unstable();
-            if let Some(m) = ticks.get(ticks.len() / 2) {
-                println!(
-                    "{} samples p50 {} ns min {} p99 {}",
-                    ticks.len(),
-                    outcome.nanoseconds((*m).into()),
-                    outcome.nanoseconds(ticks[0].into()),
-                    outcome.nanoseconds(ticks[ticks.len() * 99 / 100].into())
-                );
-            }
-            println!(
-                "{:?}",
-                outcome
-                    .stats
-                    .iter()
-                    .filter(|s| s.value > 0)
-                    .map(|s| format!("{}={}", s.name, s.value))
-                    .collect::<Vec<_>>()
-            );
-            ExitCode::SUCCESS
+            print!("{}", summary(&outcome));
+            if outcome.status == Status::Pass { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("quire: {error}");
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The floor's faults in a few lines.
+fn summary(outcome: &Outcome) -> String {
+    use quire::abi::results::{LOOP_RING0, LOOP_RING3, RING, STAMP_PAIR};
+
+    let mut text = format!("{}, {} exits\n{}", outcome.status, outcome.exits, outcome.log);
+    if let Some(panic) = &outcome.panic {
+        text += panic;
+        text.push('\n');
+    }
+    let word = |index: usize| outcome.words[index];
+    text += &format!("ring {}; loop {} and {} ticks at ring 0 and 3\n", word(RING), word(LOOP_RING0), word(LOOP_RING3));
+    let mut ticks: Vec<u32> = outcome.samples.iter().map(|sample| sample.ticks).collect();
+    ticks.sort_unstable();
+    let at =
+        |part: usize| ticks.get(ticks.len() * part / 100).map_or(0.0, |ticks| outcome.nanoseconds((*ticks).into()));
+    text += &format!("{} faults: min {:.0} p50 {:.0} p99 {:.0} ns", ticks.len(), at(0), at(50), at(99));
+    text += &format!(", empty bracket {:.0} ns\n{:?}\n", outcome.nanoseconds(word(STAMP_PAIR)), outcome.timings);
+    for stat in outcome.stats.iter().filter(|stat| stat.value > 0) {
+        text += &format!("{} {}\n", stat.name, stat.value);
+    }
+    text
 }

@@ -134,7 +134,7 @@ fn the_kernel_has_only_baseline_integer_instructions() {
             continue;
         }
         seen += contents.len();
-        let split = narrow.contains(&address).then(|| (narrow.end - address) as usize).unwrap_or(0);
+        let split = if narrow.contains(&address) { (narrow.end - address) as usize } else { 0 };
         let (first, rest) = contents.split_at(split);
         wrong.extend(objections(first, address, 32));
         wrong.extend(objections(rest, address + split as u64, 64));

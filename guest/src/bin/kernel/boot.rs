@@ -56,7 +56,8 @@ fn describe(entered: u64, info: u64) -> BootInfo {
     let end = end_of_image();
     let (blob, memory_end, blob_limit) = match entered {
         way::PVH => pvh(info),
-        _ => (Some(end), None, u64::MAX),
+        way::FLAT => (Some(end), None, u64::MAX),
+        other => panic!("no such way in: {other}"),
     };
     let mut words = BootInfo::new();
     let mut taken = end;

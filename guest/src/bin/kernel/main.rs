@@ -76,7 +76,6 @@ extern "C" fn kernel_start(entered: u64, info: u64, first_tsc: u64) -> ! {
     RING0_IS_SLOW.store(speed.ring0_is_slow(), Relaxed);
     results.word(word::LOOP_RING0).store(speed.ring0, Relaxed);
     results.word(word::LOOP_RING3).store(speed.ring3, Relaxed);
-    results.word(word::RING).store(ring, Relaxed);
     if ring == 0 {
         start_manager();
     }
@@ -100,6 +99,7 @@ extern "C" fn start_manager() -> ! {
     // SAFETY: once; the VMM gave these frames to the manager alone.
     let machine = unsafe { Machine::new(boot, RING0_IS_SLOW.load(Relaxed)) };
     let Some(results) = Results::current() else { panic!("no results region") };
+    results.word(word::RING).store(machine.ring(), Relaxed);
     results.word(word::STAMP_PAIR).store(touch::stamp_pair(), Relaxed);
     results.word(word::READY_TSC).store(cpu::tsc(), Relaxed);
     let finish = manager::main(&machine, boot, &results);
