@@ -6,6 +6,7 @@
 //! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
 
 pub mod boot;
+pub mod cpuid;
 pub mod doctor;
 pub mod error;
 pub mod exit;

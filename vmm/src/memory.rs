@@ -7,7 +7,7 @@ use std::ptr;
 use std::str::FromStr;
 
 use quire::abi::LARGE_PAGE;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::error::Error;
 
@@ -216,14 +216,5 @@ impl Drop for Mapping {
         // SAFETY: our own mapping; the view that looked into it is gone (field order of `Memory`), and KVM's slot with
         // the VM, which `run` drops first.
         unsafe { libc::munmap(self.whole.0, self.whole.1) };
-    }
-}
-
-/// The guest memory's regions, for whoever counts them.
-impl Memory {
-    /// How many regions; always one.
-    #[must_use]
-    pub fn regions(&self) -> usize {
-        self.view.num_regions()
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! open     /dev/kvm
-//! memory   the host's, as one slot
-//! load     image, start tables, boot words, trace
-//! vcpu     registers at the 64-bit entry
+//! memory   the host's
+//! vm       with that memory as its only slot
+//! vcpu     one, under a watchdog
+//! load     image, start tables, boot words, trace; registers at the 64-bit entry
 //! run      until the kernel rings that it is done; other rings go to the caller's Host
 //! results  out of guest memory; then everything is torn down
 //! ```
@@ -192,14 +193,14 @@ pub enum Status {
 pub struct Timings {
     /// Opening `/dev/kvm`.
     pub open: Duration,
-    /// Making the VM.
-    pub vm: Duration,
-    /// Getting guest memory and giving it to KVM.
+    /// Getting guest memory.
     pub memory: Duration,
-    /// Copying the image, writing tables, boot words and trace.
-    pub load: Duration,
+    /// Making the VM and giving it the memory.
+    pub vm: Duration,
     /// Making the vCPU and setting it up.
     pub vcpu: Duration,
+    /// Copying the image, writing tables, boot words and trace.
+    pub load: Duration,
     /// From the call of [`run`] until the guest rang that its first instructions ran, if it was asked to.
     pub first_instruction: Option<Duration>,
     /// From the first KVM_RUN until the guest ended.
@@ -276,9 +277,10 @@ pub fn run(
     let layout = Layout::new(config.memory, config.samples, ops.len())?;
     let kvm = kvm::open()?;
     timings.open = lap.next();
-    let vm = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
-    timings.vm = lap.next();
+    // Before the VM, so that on every way out it goes after it.
     let memory = Memory::new(layout.memory_end, config.backing, config.populate)?;
+    timings.memory = lap.next();
+    let vm = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
     let slot = kvm_userspace_memory_region {
         slot: 0,
         guest_phys_addr: 0,
@@ -286,20 +288,19 @@ pub fn run(
         userspace_addr: memory.host_address(),
         flags: 0,
     };
-    // SAFETY: the memory outlives the VM: it is dropped after it, here and on every early return (reverse order of
-    // declaration is undone by the explicit drops below; until then the VM cannot run).
+    // SAFETY: the mapping has that length and outlives the VM, which is declared after it and dropped before it.
     unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("give guest memory to the VM"))?;
-    timings.memory = lap.next();
+    timings.vm = lap.next();
+    let mut vcpu = Vcpu::new(&vm, config.watchdog)?;
+    let tsc_khz = vcpu.fd().get_tsc_khz().unwrap_or(0);
+    timings.vcpu = lap.next();
+    let loaded = loading::load(&memory, image)?;
     let mut words = config.boot;
     layout.describe(&mut words, ops.len());
-    let loaded = loading::load(&memory, image)?;
     words[boot::IMAGE_END] = loaded.end;
-    let mut vcpu = Vcpu::new(&kvm, &vm, config.watchdog)?;
-    let tsc_khz = vcpu.fd().get_tsc_khz().unwrap_or(0);
     words[boot::TSC_KHZ] = tsc_khz.into();
-    vcpu.enter(loaded.entry, &layout)?;
-    timings.vcpu = lap.next();
     loading::prepare(&memory, &layout, &words, ops)?;
+    vcpu.enter(loaded.entry, &layout)?;
     timings.load = lap.next();
 
     loop {

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot;
+use crate::cpuid;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::layout::Layout;
@@ -30,11 +30,9 @@ impl Vcpu {
     ///
     /// # Errors
     /// What KVM refused.
-    pub fn new(kvm: &Kvm, vm: &VmFd, limit: Duration) -> Result<Self, Error> {
+    pub fn new(vm: &VmFd, limit: Duration) -> Result<Self, Error> {
         let fd = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
-        // Without CPUID there is no long mode. All that KVM supports: the kernel uses no more than the baseline.
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("supported CPUID"))?;
-        fd.set_cpuid2(&cpuid).map_err(Error::kvm("set CPUID"))?;
+        fd.set_cpuid2(&cpuid::baseline()?).map_err(Error::kvm("set CPUID"))?;
         let watchdog = Watchdog::start((limit / LOOKS).max(Duration::from_millis(1)))?;
         Ok(Self { fd, limit, _watchdog: watchdog, exits: 0 })
     }

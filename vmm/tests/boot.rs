@@ -140,7 +140,7 @@ fn a_panic_arrives_with_file_and_line() {
         let text = outcome.panic.unwrap();
         let place = text.strip_prefix("quire: panic at ").unwrap();
         let (file, rest) = place.split_once(".rs:").unwrap();
-        assert!(file.ends_with("src/bin/kernel/manager"), "{text}");
+        assert!(file.ends_with("src/bin/kernel/selftest"), "{text}");
         assert!(
             rest.split_once(": ").is_some_and(|(line, what)| line.parse::<u32>().is_ok() && what == "asked to panic"),
             "{text}"

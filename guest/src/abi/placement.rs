@@ -57,7 +57,7 @@ mod tests {
             assert!(p.results + results::REGION_BYTES <= p.samples);
             assert!(p.samples_capacity >= samples && p.samples + 8 * p.samples_capacity <= p.trace);
             assert!(p.trace + 8 * words <= p.frames);
-            assert!(p.samples % LARGE_PAGE == 0 && p.frames % LARGE_PAGE == 0);
+            assert!(p.samples.is_multiple_of(LARGE_PAGE) && p.frames.is_multiple_of(LARGE_PAGE));
         }
     }
 }

@@ -10,6 +10,8 @@
 
 use core::arch::global_asm;
 
+use quire::abi::{bell, boot, flags};
+
 /// How the kernel was entered, as the entries say it.
 pub mod way {
     /// By our VMM.
@@ -66,6 +68,12 @@ long_start:
 
     .global direct_start
 direct_start:
+    testl ${start_bell}, 8 * {flags}(%rdi)
+    jz 1f
+    movl ${start}, %eax
+    movw ${port}, %dx
+    outl %eax, %dx
+1:
     rdtsc
     shlq $32, %rdx
     orq %rax, %rdx
@@ -117,5 +125,9 @@ stub_gdt_pointer:
     .word 31
     .long stub_gdt_phys
 "#,
+    start_bell = const flags::START_BELL,
+    flags = const boot::FLAGS,
+    start = const bell::START,
+    port = const bell::PORT,
     options(att_syntax)
 );

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::touch::{self, Access, Tenant, Touched, Verdict};
 use crate::window::{self, Window};
 
-/// Faults that are measured.
+/// Faults that are measured when nobody says otherwise.
 pub const PAGES: u64 = 2000;
 /// Seed of the stamps that are stored.
 pub const SEED: u64 = 0x5eed;
@@ -20,14 +20,15 @@ pub const SEED: u64 = 0x5eed;
 pub struct Floor<'a> {
     machine: &'a Machine,
     window: Window<'a>,
-    pages: Pfn,
+    first: Pfn,
+    pages: u64,
     faults: u64,
 }
 
 impl Tenant for Floor<'_> {
     fn fault(&mut self, address: Gva, _error: u64) -> Verdict {
         let page = address.page() - window::BASE.page();
-        self.window.map(page, self.pages.add(page), window::READ_WRITE);
+        self.window.map(page, self.first.add(page), window::READ_WRITE);
         touch::mark(Order::BASE, sample::FLOOR, 0);
         self.faults += 1;
         Verdict::Resume
@@ -35,16 +36,21 @@ impl Tenant for Floor<'_> {
 }
 
 impl<'a> Floor<'a> {
-    /// Frames the floor uses.
-    pub const FRAMES: u64 = Window::frames(PAGES) + PAGES;
-
-    /// Builds the window in frames from `first` on, which must be free.
-    pub fn new(machine: &'a Machine, first: Pfn) -> Self {
-        let window = Window::new(machine, first, PAGES);
-        let pages = first.add(Window::frames(PAGES));
+    /// Builds a window of `pages` pages in frames from `first` on, which must be free.
+    ///
+    /// # Errors
+    /// When there are too few frames.
+    pub fn new(machine: &'a Machine, first: Pfn, pages: u64) -> Result<Self, &'static str> {
+        let (begin, count) = machine.frames();
+        let tables = Window::frames(pages);
+        if first.raw() + tables + pages > begin.raw() + count {
+            return Err("floor: too few frames");
+        }
+        let window = Window::new(machine, first, pages);
+        let first = first.add(tables);
         // Clearing makes the host give memory to all pages before the clock runs.
-        machine.zero(pages, PAGES);
-        Self { machine, window, pages, faults: 0 }
+        machine.zero(first, pages);
+        Ok(Self { machine, window, first, pages, faults: 0 })
     }
 
     /// Takes the faults, checks what was read and stored, and leaves the samples. The floor's root stays loaded.
@@ -52,18 +58,18 @@ impl<'a> Floor<'a> {
     /// # Errors
     /// What was wrong.
     pub fn run(&mut self) -> Result<(), &'static str> {
-        let machine = self.machine;
+        let (machine, pages) = (self.machine, self.pages);
         machine.load_root(self.window.root());
-        let stored = machine.touch(self, window::BASE, PAGES, Access::Store(SEED));
+        let stored = machine.touch(self, window::BASE, pages, Access::Store(SEED));
         if stored != (Touched { sum: 0, aborted: None }) {
             return Err("floor: fresh pages did not read as zero");
         }
-        if self.faults != PAGES {
+        if self.faults != pages {
             return Err("floor: not one fault for each page");
         }
-        let loaded = machine.touch(self, window::BASE, PAGES, Access::Load);
-        let expected = (0..PAGES).fold(0, |sum, i| checksum(sum, stamp(SEED, window::BASE.page() + i)));
-        if loaded != (Touched { sum: expected, aborted: None }) || self.faults != PAGES {
+        let loaded = machine.touch(self, window::BASE, pages, Access::Load);
+        let expected = (0..pages).fold(0, |sum, i| checksum(sum, stamp(SEED, window::BASE.page() + i)));
+        if loaded != (Touched { sum: expected, aborted: None }) || self.faults != pages {
             return Err("floor: stamps did not read back");
         }
         Ok(())
@@ -71,6 +77,6 @@ impl<'a> Floor<'a> {
 
     /// Where page `index` of the window should be found.
     pub fn translation(&self, index: u64) -> (Gva, u64) {
-        (window::BASE.add_pages(index), self.pages.add(index).address())
+        (window::BASE.add_pages(index), self.first.add(index).address())
     }
 }

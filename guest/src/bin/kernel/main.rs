@@ -30,6 +30,7 @@ mod paging;
 mod panic;
 mod results;
 mod ring;
+mod selftest;
 mod shim;
 mod touch;
 mod trap;
@@ -39,7 +40,7 @@ use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
 
-use quire::abi::{BootInfo, bell, boot as words, flags, results as word};
+use quire::abi::{BootInfo, boot as words, results as word};
 
 use crate::entry::way;
 use crate::machine::Machine;
@@ -61,9 +62,6 @@ extern "C" fn kernel_start(entered: u64, info: u64, first_tsc: u64) -> ! {
         results::speak();
     }
     let boot = boot::find(entered, info);
-    if boot.has(flags::START_BELL) {
-        cpu::out32(bell::PORT, bell::START);
-    }
     paging::enter(boot);
     // SAFETY: the boot words name a region for this; it is opened once.
     let results = unsafe { Results::open(boot) };

@@ -1,22 +1,16 @@
 //! Where the manager is plugged in.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use quire::abi::{BootInfo, flags};
 
-use quire::abi::{BootInfo, bell, flags};
-
-use crate::audit::Audit;
-use crate::checks;
-use crate::cpu;
-use crate::floor::{self, Floor};
-use crate::log;
+use crate::floor::{Floor, PAGES};
 use crate::machine::Machine;
-use crate::results::{self, Finish, Results};
-use crate::window;
+use crate::results::{Finish, Results};
+use crate::{log, selftest};
 
-/// The run, from the boot words to the results.
+/// The run, from the boot words to the results. Frames that the floor has used are dirty.
 pub fn main(machine: &Machine, boot: &BootInfo, results: &Results) -> Finish {
-    misbehave(boot, results);
-    match check_and_measure(machine, results) {
+    let ended = if boot.has(flags::FLOOR_ONLY) { selftest::run(machine, boot, results) } else { floor(machine) };
+    match ended {
         Ok(()) => Finish::Pass,
         Err(what) => {
             log!("{what}");
@@ -25,65 +19,8 @@ pub fn main(machine: &Machine, boot: &BootInfo, results: &Results) -> Finish {
     }
 }
 
-/// The machine's checks, then the floor, in the manager's frames.
-fn check_and_measure(machine: &Machine, results: &Results) -> Result<(), &'static str> {
-    let (first, count) = machine.frames();
-    if count < Floor::FRAMES.max(checks::FRAMES) {
-        return Err("too few frames for the floor");
-    }
-    checks::run(machine, first)?;
-    let mut floor = Floor::new(machine, first);
-    floor.run()?;
-    audit(&floor, results)
-}
-
-/// Compares the floor's translations with the VMM's walk.
-fn audit(floor: &Floor<'_>, results: &Results) -> Result<(), &'static str> {
-    if results::speaks() {
-        // Nobody there who could walk.
-        return Ok(());
-    }
-    let mut audit = Audit::new(results);
-    for index in 0..Audit::CAPACITY - 1 {
-        let (gva, gpa) = floor.translation(index);
-        audit.expect(gva, Some(gpa));
-    }
-    audit.expect(window::BASE.add_pages(floor::PAGES), None);
-    audit.compare().map(drop).map_err(|mismatch| {
-        log!("{mismatch}");
-        "floor: the VMM's walk differs"
-    })?;
-    let mut wrong = Audit::new(results);
-    wrong.expect(window::BASE, None);
-    match wrong.compare() {
-        Err(mismatch) if mismatch.count == 1 && mismatch.found == Some(floor.translation(0).1) => Ok(()),
-        _ => Err("the VMM's walk agrees with anything"),
-    }
-}
-
-/// What tests ask for: the ways in which a kernel can go wrong.
-fn misbehave(boot: &BootInfo, results: &Results) {
-    assert!(!boot.has(flags::PANIC), "asked to panic");
-    if boot.has(flags::STRAY) {
-        cpu::stray_load();
-    }
-    if boot.has(flags::OVERFLOW) {
-        overflow(&[0; 64]);
-    }
-    if boot.has(flags::ASK) {
-        let answers = results.ring(bell::FIRST_FREE, [20]);
-        results.general(0).store(answers[0] + answers[1], Relaxed);
-    }
-    while boot.has(flags::HANG) {
-        static ROUNDS: AtomicU64 = AtomicU64::new(0);
-        ROUNDS.fetch_add(1, Relaxed);
-    }
-}
-
-/// Calls itself until the stack ends.
-#[inline(never)]
-#[expect(unconditional_recursion, reason = "that is its task")]
-fn overflow(above: &[u64; 64]) -> u64 {
-    let here = core::hint::black_box([above[0] + 1; 64]);
-    overflow(&here) + here[63]
+fn floor(machine: &Machine) -> Result<(), &'static str> {
+    Floor::new(machine, machine.frames().0, PAGES)?.run()?;
+    machine.load_no_tenant();
+    Ok(())
 }
