@@ -20,6 +20,7 @@ fn main() {
         println!("cargo:rerun-if-changed={}", guest.join(path).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={}", guest.join("../Cargo.toml").display());
 
     let target = if has_target(BARE) { BARE } else { HOSTED };
     let script = guest.join("src/bin/kernel/kernel.ld");

@@ -82,8 +82,8 @@ pub enum Error {
         bytes: String,
     },
     /// The guest reached for memory that it has, and the host had none there.
-    #[error("the host has no memory behind guest address {0:#x}, which is inside guest memory")]
-    HostFault(u64),
+    #[error("the host has no memory behind the guest's{}", .0.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default())]
+    HostFault(Option<u64>),
     /// The guest reached for memory that it does not have.
     #[error("the guest reached for {0:#x}, where it has no memory, at rip {1:#x}")]
     NoMemory(u64, u64),

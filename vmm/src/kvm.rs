@@ -24,9 +24,6 @@ pub fn open() -> Result<Kvm, Error> {
     if !kvm.check_extension(Cap::UserMemory) {
         return Err(Error::KvmLacks("KVM_CAP_USER_MEMORY"));
     }
-    if !kvm.check_extension(Cap::ImmediateExit) {
-        return Err(Error::KvmLacks("KVM_CAP_IMMEDIATE_EXIT"));
-    }
     Ok(kvm)
 }
 

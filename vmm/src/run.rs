@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_userspace_memory_region;
 use quire::abi::results::{self, NOT_MAPPED, REQUEST, status};
 use quire::abi::sample::Sample;
-use quire::abi::{BootInfo, OP_WORDS, bell, boot};
+use quire::abi::{BootInfo, OP_WORDS, Placement, bell, boot};
 
 use crate::error::Error;
 use crate::exit::Exit;
@@ -303,26 +303,21 @@ pub fn run(
     vcpu.enter(loaded.entry, &layout)?;
     timings.load = lap.next();
 
-    loop {
-        match vcpu.run()? {
-            Exit::Out { port: bell::PORT, value } => {
-                let paused = Paused { memory: &memory, vcpu: &vcpu, results: layout.place.results };
-                match value {
-                    bell::EXIT => break,
-                    bell::START => timings.first_instruction = Some(begin.elapsed()),
-                    bell::AUDIT => paused.audit()?,
-                    command if command < bell::FIRST_FREE => return Err(Error::Bell(command)),
-                    command => host.bell(command, &paused)?,
-                }
-            }
-            Exit::Mmio(gpa) if memory.contains(gpa) => return Err(Error::HostFault(gpa)),
-            exit => return Err(vcpu.stuck(exit)),
+    let place = layout.place;
+    log::debug!("guest memory ends at {:#x}, frames begin at {:#x}", layout.memory_end, place.frames);
+    if let Err(error) =
+        serve(&mut vcpu, &memory, place.results, host, || timings.first_instruction = Some(begin.elapsed()))
+    {
+        // The run has no outcome; what the guest had to say may tell why.
+        if let Ok(log) = text(&memory, place.results, results::LOG_OFFSET, results::LOG_BYTES) {
+            log.lines().for_each(|line| log::warn!("guest: {line}"));
         }
+        return Err(error);
     }
     timings.guest = lap.next();
 
-    host.ended(&Paused { memory: &memory, vcpu: &vcpu, results: layout.place.results })?;
-    let mut outcome = collect(&memory, layout.place.results, layout.place.samples)?;
+    host.ended(&Paused { memory: &memory, vcpu: &vcpu, results: place.results })?;
+    let mut outcome = collect(&memory, &place)?;
     if config.stats {
         outcome.stats = stats::of_vm(&vm);
         outcome.stats.extend(stats::of_vcpu(vcpu.fd()));
@@ -339,22 +334,52 @@ pub fn run(
     Ok(outcome)
 }
 
-/// Reads the results region.
-fn collect(memory: &Memory, at: u64, samples: u64) -> Result<Outcome, Error> {
+/// Runs the guest and answers its bells, until it says that it is done.
+fn serve(
+    vcpu: &mut Vcpu,
+    memory: &Memory,
+    results: u64,
+    host: &mut impl Host,
+    mut started: impl FnMut(),
+) -> Result<(), Error> {
+    loop {
+        match vcpu.run()? {
+            Exit::Out { port: bell::PORT, value } => {
+                let paused = Paused { memory, vcpu, results };
+                match value {
+                    bell::EXIT => return Ok(()),
+                    bell::START => started(),
+                    bell::AUDIT => paused.audit()?,
+                    command if command < bell::FIRST_FREE => return Err(Error::Bell(command)),
+                    command => host.bell(command, &paused)?,
+                }
+            }
+            Exit::Mmio(gpa) if memory.contains(gpa) => return Err(Error::HostFault(Some(gpa))),
+            exit => return Err(vcpu.stuck(exit)),
+        }
+    }
+}
+
+/// A text of the results region at `at`: where it begins, and the word that holds its length.
+fn text(memory: &Memory, at: u64, offset: u64, length: usize) -> Result<String, Error> {
+    let bytes = memory.read(at + 8 * length as u64)?.min(results::REGION_BYTES - offset);
+    Ok(String::from_utf8_lossy(&memory.read_bytes(at + offset, bytes as usize)?).into_owned())
+}
+
+/// Reads the results and samples regions.
+fn collect(memory: &Memory, place: &Placement) -> Result<Outcome, Error> {
+    let at = place.results;
     let words = memory.read_words(at, results::GENERAL + results::GENERAL_COUNT)?;
-    let text = |offset: u64, bytes: u64| -> Result<String, Error> {
-        let bytes = bytes.min(results::REGION_BYTES - offset) as usize;
-        Ok(String::from_utf8_lossy(&memory.read_bytes(at + offset, bytes)?).into_owned())
-    };
     let status = match words[results::STATUS] {
         status::PASS => Status::Pass,
         status::FAIL => Status::Fail,
         status::PANIC => Status::Panic,
         other => return Err(Error::Exit(format!("the kernel ended with status {other}"))),
     };
-    let panic = text(results::PANIC_OFFSET, words[results::PANIC_BYTES].min(results::PANIC_CAPACITY))?;
-    let log = text(results::LOG_OFFSET, words[results::LOG_BYTES])?;
-    let samples = memory.read_words(samples, words[results::SAMPLES] as usize)?;
+    let panic = text(memory, at, results::PANIC_OFFSET, results::PANIC_BYTES)?;
+    let log = text(memory, at, results::LOG_OFFSET, results::LOG_BYTES)?;
+    let count = words[results::SAMPLES].min(place.samples_capacity);
+    let samples = memory.read_words(place.samples, count as usize)?;
     let samples = samples.into_iter().filter_map(Sample::decode).collect();
     Ok(Outcome {
         status,

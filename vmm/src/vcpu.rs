@@ -58,6 +58,7 @@ impl Vcpu {
             let exit = match self.fd.run() {
                 Ok(exit) => Exit::from(exit),
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+                Err(error) if error.errno() == libc::EFAULT => return Err(Error::HostFault(None)),
                 Err(error) => return Err(Error::Kvm { what: "run the guest", error }),
             };
             if exit != Exit::Interrupted {

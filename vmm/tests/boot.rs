@@ -1,5 +1,7 @@
 //! The kernel under KVM: it boots at both rings, takes faults, and whatever goes wrong in it arrives as one line.
 
+#![expect(unsafe_code, reason = "one test takes memory away from under the guest")]
+
 mod needs;
 
 use std::time::Duration;
@@ -228,5 +230,34 @@ fn a_bell_that_nobody_answers_is_an_error_and_an_answered_one_is_not() {
         let mut host = Answer(0);
         let outcome = pass(&config, &mut host);
         assert_eq!((host.0, outcome.general()[0]), (1, 42));
+    }
+}
+
+/// Takes a frame of the guest's away in the host.
+struct Withhold;
+
+impl Host for Withhold {
+    fn bell(&mut self, _command: u32, paused: &Paused<'_>) -> Result<(), Error> {
+        let memory = paused.memory();
+        let last = memory.host_address() + memory.bytes() / 2;
+        let (at, bytes) = (std::ptr::with_exposed_provenance_mut(last as usize), memory.bytes() as usize / 2);
+        // SAFETY: the guest's memory, of which this process reads only the low part from now on.
+        assert_eq!(unsafe { libc::mprotect(at, bytes, libc::PROT_NONE) }, 0);
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_that_the_host_withholds_is_a_host_fault() {
+    if !needs::kvm() {
+        return;
+    }
+    for ring in RINGS {
+        // Half of the guest is above the shared regions and in the middle of what the floor uses.
+        let config = MachineConfig { memory: 10 << 20, ..config(ring, flags::ASK) };
+        match run(kernel::ELF, &config, &[], &mut Withhold) {
+            Err(error @ Error::HostFault(_)) => assert_eq!(error.exit_code(), 1),
+            other => panic!("{other:?}"),
+        }
     }
 }

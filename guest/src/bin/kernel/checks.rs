@@ -47,6 +47,7 @@ pub fn run(machine: &Machine, first: Pfn) -> Result<(), &'static str> {
     switching(machine, &a, &b)?;
     flushing(machine, &a, old, new)?;
     rights(machine, &a, new)?;
+    work_in_a_fault(machine, &a, old, new)?;
     machine.load_no_tenant();
     Ok(())
 }
@@ -137,6 +138,48 @@ fn rights(machine: &Machine, a: &Window<'_>, new: Pfn) -> Result<(), &'static st
     let missing = machine.touch(&mut Refuse, third, 2, Access::Load);
     if missing != (Touched { sum: 1002, aborted: Some((error::USER, fourth)) }) {
         return Err("a load of a missing page was not refused as one");
+    }
+    Ok(())
+}
+
+/// A tenant whose pages are cleared or copied in its fault handler, as the manager's will be.
+#[derive(Debug)]
+struct Fill<'a> {
+    machine: &'a Machine,
+    window: &'a Window<'a>,
+    from: Pfn,
+    to: Pfn,
+}
+
+impl Tenant for Fill<'_> {
+    fn fault(&mut self, address: Gva, _error: u64) -> Verdict {
+        let page = address.page() - window::BASE.page();
+        let to = self.to.add(page);
+        if page.is_multiple_of(2) {
+            self.machine.zero(to, 1);
+        } else {
+            self.machine.copy(self.from.add(page), to);
+        }
+        self.window.map(page, to, READ_WRITE);
+        Verdict::Resume
+    }
+}
+
+fn work_in_a_fault(machine: &Machine, a: &Window<'_>, from: Pfn, to: Pfn) -> Result<(), &'static str> {
+    for page in 0..PAGES {
+        machine.frame(from.add(page)).0[0].store(page, Relaxed);
+        machine.frame(to.add(page)).0[0].store(u64::MAX, Relaxed);
+        a.entry(page).store(0, Relaxed);
+    }
+    machine.flush(a.root(), FlushScope::Space);
+    let touched = machine.touch(&mut Fill { machine, window: a, from, to }, window::BASE, PAGES, Access::Store(SEED));
+    let sum = (0..PAGES).fold(0, |sum, page| checksum(sum, if page.is_multiple_of(2) { 0 } else { page }));
+    if touched != (Touched { sum, aborted: None }) {
+        return Err("pages that a fault handler cleared or copied read differently");
+    }
+    let stored = |page: u64| machine.frame(to.add(page)).0[0].load(Relaxed) == stamp(SEED, window::BASE.page() + page);
+    if !(0..PAGES).all(stored) {
+        return Err("stamps went elsewhere");
     }
     Ok(())
 }

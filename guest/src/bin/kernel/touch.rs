@@ -97,11 +97,12 @@ static GOING: AtomicPtr<Going> = AtomicPtr::new(ptr::null_mut());
 /// Touches `pages` pages from `first` on, one access each; `tenant` answers the faults.
 ///
 /// # Panics
-/// When the pages reach beyond the tenant's half.
+/// When the pages reach beyond the tenant's half, or a fault handler touches.
 pub fn run<T: Tenant>(tenant: &mut T, first: Gva, pages: u64, access: Access) -> Touched {
     let end = first.add_pages(pages).raw();
     let mut going = Going { tenant: (&raw mut *tenant).cast(), fault: resolve::<T>, aborted: None };
     let going = &raw mut going;
+    assert!(GOING.load(Relaxed).is_null(), "a fault handler may not touch");
     GOING.store(going, Relaxed);
     let sum = match access {
         Access::Load => at_user_ring(touch_load, first.raw(), end, 0),
