@@ -1,5 +1,5 @@
 //! What a test needs of the host. Without it the test is skipped with a line that says why, unless the environment
-//! variable `QUIRE_REQUIRE` lists the need (`kvm,qemu`): then the test fails.
+//! variable `QUIRE_REQUIRE` lists the need (`kvm,qemu,bochs`): then the test fails.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,18 @@ pub fn kvm() -> bool {
 /// `qemu-system-x86_64` on the path.
 #[allow(dead_code, reason = "not every test file needs it")]
 pub fn qemu() -> Option<PathBuf> {
-    let found = quire_vmm::doctor::find_program("qemu-system-x86_64");
-    let missing = found.is_none().then(|| "qemu-system-x86_64 is not installed".to_owned());
-    met("qemu", missing).then_some(found).flatten()
+    program("qemu", "qemu-system-x86_64")
+}
+
+/// `bochs` on the path.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub fn bochs() -> Option<PathBuf> {
+    program("bochs", "bochs")
+}
+
+#[allow(dead_code, reason = "not every test file needs it")]
+fn program(what: &str, name: &str) -> Option<PathBuf> {
+    let found = quire_vmm::doctor::find_program(name);
+    let missing = found.is_none().then(|| format!("{name} is not installed"));
+    met(what, missing).then_some(found).flatten()
 }

@@ -1,4 +1,6 @@
-//! The kernel under QEMU's emulation, by both of its 32-bit entries: no VMM of ours, text for results.
+//! The kernel under full-system emulation, by both of its 32-bit entries: no VMM of ours, text for results.
+//!
+//! QEMU and Bochs are two MMUs more that are not ours, and Bochs' TLB keeps what is not flushed.
 
 mod needs;
 
@@ -7,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use quire::abi::{BootInfo, bell, boot, results, ring};
+use quire::abi::{BootInfo, bell, boot, flags, results, ring};
 use quire_vmm::{flat, kernel};
 
 const MEMORY_MIB: u64 = 64;
@@ -60,21 +62,62 @@ fn words(ring: u64) -> BootInfo {
     let mut words = BootInfo::new();
     words[boot::RING] = ring;
     words[boot::MEMORY_END] = MEMORY_MIB << 20;
+    words[boot::FLAGS] = flags::FLOOR_ONLY;
     words
 }
 
 /// Runs QEMU with the machine's arguments and these; returns what the kernel wrote. The run must pass.
 fn qemu(program: &Path, arguments: &[&str]) -> String {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(["-accel", "tcg", "-machine", "pc", "-cpu", "max", "-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-m", &MEMORY_MIB.to_string(), "-debugcon", "stdio"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .args(arguments);
+    passes(command, 2 * bell::QEMU_PASS as i32 + 1)
+}
+
+/// What Bochs needs beside its command line; the files are in the directory it runs in. It is Debian's debugger build,
+/// which waits for a `c` and, after the kernel's last magic break, obeys the `q`.
+const BOCHS: &str = "\
+plugin_ctrl: unmapped=1, biosdev=0, speaker=0, extfpuirq=0, parallel=0, serial=0, gameport=0, iodebug=0
+config_interface: textconfig
+display_library: term
+cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=0
+memory: guest=64, host=64
+romimage: file=rom.bin
+vgaromimage: file=vga.bin
+optramimage1: file=guest.bin, address=0x100000
+pci: enabled=1, chipset=i440fx
+ata0: enabled=0
+ata1: enabled=0
+boot: disk
+clock: sync=none, time0=utc
+mouse: enabled=0
+port_e9_hack: enabled=1
+magic_break: enabled=1
+log: bochs.log
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+debug: action=ignore
+";
+
+/// Runs Bochs on `image`; returns what the kernel wrote. The run must pass.
+fn bochs(program: &Path, scratch: &Scratch, image: &[u8]) -> String {
+    scratch.file("bochs.rc", BOCHS.as_bytes());
+    scratch.file("debugger.rc", b"c\nq\n");
+    scratch.file("rom.bin", &rom());
+    scratch.file("vga.bin", &[0; 512]);
+    scratch.file("guest.bin", image);
+    let mut command = Command::new(program);
+    command.args(["-q", "-f", "bochs.rc", "-rc", "debugger.rc"]).current_dir(&scratch.0).env("TERM", "vt100");
+    passes(command, 0)
+}
+
+/// Runs an emulator, kills it when it takes too long, and checks that the kernel's run passed.
+fn passes(mut command: Command, status: i32) -> String {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begin.elapsed() > LIMIT {
@@ -85,7 +128,7 @@ fn qemu(program: &Path, arguments: &[&str]) -> String {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2 * bell::QEMU_PASS as i32 + 1), "QEMU said: {errors}\nthe kernel: {text}");
+    assert_eq!(output.status.code(), Some(status), "it said: {errors}\nthe kernel: {text}");
     assert!(text.lines().any(|line| line == "quire: RESULT PASS"), "{text}");
     text
 }
@@ -96,17 +139,33 @@ fn word(text: &str, index: usize) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(&prefix)).map_or(0, |value| value.parse().unwrap())
 }
 
+/// The flat image with orders for a run at `ring`.
+fn flat_image(ring: u64) -> Vec<u8> {
+    let mut image = flat::flatten(kernel::ELF).unwrap();
+    image.extend(flat::orders(&words(ring), &[]));
+    image
+}
+
+fn check(text: &str, ring: u64) {
+    assert_eq!(word(text, results::RING), if ring == ring::AUTO { 0 } else { ring }, "{text}");
+    assert_eq!(word(text, results::SAMPLES), 2000, "{text}");
+}
+
 fn boots_flat(name: &str, ring: u64) {
     let Some(program) = needs::qemu() else { return };
     let scratch = Scratch::new(name);
     let rom = scratch.file("rom.bin", &rom());
-    let mut image = flat::flatten(kernel::ELF).unwrap();
-    image.extend(flat::orders(&words(ring), &[]));
-    let image = scratch.file("guest.bin", &image);
+    let image = scratch.file("guest.bin", &flat_image(ring));
     let loader = format!("loader,file={},addr=0x100000,force-raw=on", image.display());
-    let text = qemu(&program, &["-bios", rom.to_str().unwrap(), "-device", &loader]);
-    assert_eq!(word(&text, results::RING), if ring == ring::AUTO { 0 } else { ring }, "{text}");
-    assert_eq!(word(&text, results::SAMPLES), 2000, "{text}");
+    check(&qemu(&program, &["-bios", rom.to_str().unwrap(), "-device", &loader]), ring);
+}
+
+#[test]
+fn the_flat_image_runs_on_bochs_at_both_rings() {
+    let Some(program) = needs::bochs() else { return };
+    for ring in [ring::ZERO, ring::THREE, ring::AUTO] {
+        check(&bochs(&program, &Scratch::new("bochs"), &flat_image(ring)), ring);
+    }
 }
 
 #[test]
