@@ -7,7 +7,7 @@ mod needs;
 use std::time::Duration;
 
 use quire::abi::results::{LOOP_RING0, LOOP_RING3, RING, ROOT, STAMP_PAIR};
-use quire::abi::{boot, checksum, flags, ring, sample, stamp};
+use quire::abi::{OP_WORDS, boot, checksum, flags, ring, sample, stamp};
 use quire_vmm::memory::{Backing, Populate};
 use quire_vmm::{Error, Host, MachineConfig, NoHost, Outcome, Paused, Status, kernel, run, walk};
 
@@ -230,6 +230,19 @@ fn a_bell_that_nobody_answers_is_an_error_and_an_answered_one_is_not() {
         let mut host = Answer(0);
         let outcome = pass(&config, &mut host);
         assert_eq!((host.0, outcome.general()[0]), (1, 42));
+    }
+}
+
+#[test]
+fn the_trace_arrives_whole() {
+    if !needs::kvm() {
+        return;
+    }
+    let ops: Vec<[u64; OP_WORDS]> = (0..3000).map(|i| [i, !i, i << 32, 3, 4, 5, 6, i * i]).collect();
+    let sum = ops.as_flattened().iter().fold(0, |sum, word| checksum(sum, *word));
+    for ring in RINGS {
+        let outcome = run(kernel::ELF, &config(ring, 0), &ops, &mut NoHost).unwrap();
+        assert_eq!(outcome.general()[1..3], [3000, sum]);
     }
 }
 

@@ -5,11 +5,11 @@
 //! build the start tables that our VMM would have built.
 #![expect(unsafe_code, reason = "reads and writes memory that the loader left")]
 
-use core::ptr;
+use core::{ptr, slice};
 
 use quire::abi::{
-    ALIAS_BASE, BOOT_INFO_GPA, BootInfo, KERNEL_BASE, KERNEL_GPA, LARGE_PAGE, MAGIC, Placement, START_TABLES_GPA,
-    StartTables, boot,
+    ALIAS_BASE, BOOT_INFO_GPA, BootInfo, KERNEL_BASE, KERNEL_GPA, LARGE_PAGE, MAGIC, OP_WORDS, Placement,
+    START_TABLES_GPA, StartTables, boot,
 };
 use quire::addr::PAGE_SIZE;
 
@@ -46,6 +46,23 @@ pub fn find(entered: u64, info: u64) -> &'static BootInfo {
     words
 }
 
+/// The encoded operations of the trace, in place.
+///
+/// # Panics
+/// When the boot words put the trace outside memory.
+pub fn trace(words: &'static BootInfo) -> &'static [[u64; OP_WORDS]] {
+    let (at, count) = (words[boot::TRACE_GPA], words[boot::TRACE_WORDS]);
+    let end = count.checked_mul(8).and_then(|bytes| at.checked_add(bytes));
+    assert!(
+        at.is_multiple_of(8) && end.is_some_and(|end| end <= words[boot::MEMORY_END]),
+        "the trace at {at:#x} of {count} words is not in memory"
+    );
+    let first = ptr::with_exposed_provenance((ALIAS_BASE + at) as usize);
+    // SAFETY: memory in the alias map, aligned, written by the loader before the start and by nobody after; the manager's
+    // frames begin above it or, behind a PVH module, end below it.
+    unsafe { slice::from_raw_parts(first, count as usize / OP_WORDS) }
+}
+
 /// End of the image in physical memory.
 fn end_of_image() -> u64 {
     (&raw const image_end).addr() as u64
@@ -78,10 +95,11 @@ fn describe(entered: u64, info: u64) -> BootInfo {
         0 => DEFAULT_SAMPLES,
         n => n,
     };
-    let memory_end = memory_end.min(STUB_MAPS) & !(LARGE_PAGE - 1);
+    let memory_end = memory_end.min(STUB_MAPS);
     let place = Placement::above(taken, samples, 0);
-    place.describe(&mut words, memory_end.min(blob_limit & !(LARGE_PAGE - 1)));
-    words[boot::MEMORY_END] = memory_end;
+    place.describe(&mut words, memory_end.min(blob_limit) & !(LARGE_PAGE - 1));
+    // The alias map reaches to the end of the last large page: a module may lie there.
+    words[boot::MEMORY_END] = memory_end.next_multiple_of(LARGE_PAGE);
     words[boot::IMAGE_END] = end;
     words[boot::TRACE_GPA] = trace.unwrap_or(0);
     assert!(words[boot::FRAMES_COUNT] > 0, "no memory left above {:#x}", place.frames);

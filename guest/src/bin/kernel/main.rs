@@ -40,13 +40,14 @@ use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
 
-use quire::abi::{BootInfo, boot as words, results as word};
+use quire::abi::{self, BootInfo, results as word};
 
 use crate::entry::way;
 use crate::machine::Machine;
 use crate::results::Results;
 use crate::ring::Speed;
 
+/// The boot words, for the manager's first function.
 static BOOT: AtomicPtr<BootInfo> = AtomicPtr::new(ptr::null_mut());
 static RING0_IS_SLOW: AtomicBool = AtomicBool::new(false);
 
@@ -66,11 +67,11 @@ extern "C" fn kernel_start(entered: u64, info: u64, first_tsc: u64) -> ! {
     // SAFETY: the boot words name a region for this; it is opened once.
     let results = unsafe { Results::open(boot) };
     results.word(word::FIRST_TSC).store(first_tsc, Relaxed);
-    touch::open_samples(boot[words::SAMPLES_CAPACITY]);
+    touch::open_samples(boot[abi::boot::SAMPLES_CAPACITY]);
     BOOT.store((&raw const *boot).cast_mut(), Relaxed);
 
     let speed = Speed::measure();
-    let ring = speed.choose(boot[words::RING]);
+    let ring = speed.choose(boot[abi::boot::RING]);
     RING0_IS_SLOW.store(speed.ring0_is_slow(), Relaxed);
     results.word(word::LOOP_RING0).store(speed.ring0, Relaxed);
     results.word(word::LOOP_RING3).store(speed.ring3, Relaxed);
@@ -93,14 +94,14 @@ extern "C" fn kernel_start(entered: u64, info: u64, first_tsc: u64) -> ! {
 /// The manager's first function, at its ring.
 extern "C" fn start_manager() -> ! {
     // SAFETY: set by `kernel_start`, which is the only way here; nobody writes the boot words any more.
-    let boot = unsafe { &*BOOT.load(Relaxed) };
+    let words: &'static BootInfo = unsafe { &*BOOT.load(Relaxed) };
     // SAFETY: once; the VMM gave these frames to the manager alone.
-    let machine = unsafe { Machine::new(boot, RING0_IS_SLOW.load(Relaxed)) };
+    let machine = unsafe { Machine::new(words, RING0_IS_SLOW.load(Relaxed)) };
     let Some(results) = Results::current() else { panic!("no results region") };
     results.word(word::RING).store(machine.ring(), Relaxed);
     results.word(word::STAMP_PAIR).store(touch::stamp_pair(), Relaxed);
     results.word(word::READY_TSC).store(cpu::tsc(), Relaxed);
-    let finish = manager::main(&machine, boot, &results);
+    let finish = manager::main(&machine, words, boot::trace(words), &results);
     if let Some(root) = machine.current_root() {
         results.word(word::ROOT).store(root.address(), Relaxed);
     }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use quire::abi::{BootInfo, bell, flags};
+use quire::abi::{BootInfo, OP_WORDS, bell, checksum, flags};
 
 use crate::audit::Audit;
 use crate::checks;
@@ -13,12 +13,21 @@ use crate::machine::Machine;
 use crate::results::{self, Results};
 use crate::window;
 
-/// The checks, then the floor, in the manager's frames.
+/// The checks, then the floor, in the manager's frames. General words: what the doorbell added up to, the trace's
+/// length, and its checksum.
 ///
 /// # Errors
 /// The first thing that was wrong.
-pub fn run(machine: &Machine, boot: &BootInfo, results: &Results) -> Result<(), &'static str> {
+pub fn run(
+    machine: &Machine,
+    boot: &BootInfo,
+    trace: &[[u64; OP_WORDS]],
+    results: &Results,
+) -> Result<(), &'static str> {
     misbehave(boot, results);
+    let sum = trace.as_flattened().iter().fold(0, |sum, word| checksum(sum, *word));
+    results.general(1).store(trace.len() as u64, Relaxed);
+    results.general(2).store(sum, Relaxed);
     let (first, count) = machine.frames();
     if count < checks::FRAMES {
         return Err("too few frames for the checks");
