@@ -2,6 +2,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod abi;
 #[cfg(feature = "model")]
 extern crate alloc;
 
