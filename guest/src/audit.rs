@@ -280,7 +280,12 @@ impl Recount {
         self.row(manager.memory(), folio.head().add(page))[COVER].load(Relaxed)
     }
 
-    fn check_folio<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, folio: Folio<'_>, audit: &mut Audit) {
+    fn check_folio<M: Memory + Tlb, A: Accounting>(
+        &self,
+        manager: &Manager<M, A>,
+        folio: Folio<'_>,
+        audit: &mut Audit,
+    ) {
         let truth = self.truth(manager, folio);
         let target = manager.counts(folio);
         let verdict = A::check(&target, &truth, &|page| self.cover(manager, folio, page));

@@ -24,11 +24,7 @@ struct Counts<'a> {
 }
 
 fn counts<'a, M: Memory>(t: &Target<'a, M>) -> Counts<'a> {
-    Counts {
-        leaves: Count32::low(&t.state[0]),
-        entire: Count32::high(&t.state[0]),
-        visible: Count32::low(&t.state[1]),
-    }
+    Counts { leaves: Count32::low(&t.state[0]), entire: Count32::high(&t.state[0]), visible: Count32::low(&t.state[1]) }
 }
 
 /// Whether the leaf is as large as the folio; leaves in between have no representation here.

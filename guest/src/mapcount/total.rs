@@ -286,11 +286,7 @@ fn add<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<(Delta, bool), Refused
     let first = before.leaves == 0;
     let first_huge = pmd_leaves(t, &before) == 0 && pmd_leaves(t, &state) > 0;
     Ok((
-        Delta {
-            mapped: if first { pages } else { 0 },
-            huge: if first_huge { pages } else { 0 },
-            maybe_partial: false,
-        },
+        Delta { mapped: if first { pages } else { 0 }, huge: if first_huge { pages } else { 0 }, maybe_partial: false },
         first,
     ))
 }
