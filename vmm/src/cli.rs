@@ -214,7 +214,10 @@ fn write_kernel(args: &KernelArgs) -> Result<(), Error> {
     let mut bytes = flat::flatten(kernel::ELF)?;
     if let Some(trace) = &args.trace {
         let workload = Workload::read(trace, 1)?;
-        bytes.extend(flat::orders(&crate::replay::boot_words(&workload, &Config::default(), args.mem), &workload.encoded));
+        bytes.extend(flat::orders(
+            &crate::replay::boot_words(&workload, &Config::default(), args.mem),
+            &workload.encoded,
+        ));
     }
     write(&args.output, &bytes)
 }

@@ -18,15 +18,15 @@ pub mod kernel;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+mod progress;
 pub mod replay;
 pub mod report;
 pub mod run;
 pub mod stats;
 pub mod vcpu;
 pub mod walk;
-pub mod workload;
-mod progress;
 mod watchdog;
+pub mod workload;
 
 pub use error::Error;
 pub use run::{Host, MachineConfig, NoHost, Outcome, Paused, Status, Timings, run};

@@ -284,9 +284,7 @@ impl Report {
             trace_ops: workload.encoded.len() as u64,
             passed: measured.passed,
             fault: latency(&is_fault),
-            fault_to_floor: base
-                .filter(|_| floor.count > 0)
-                .map(|row| row.latency.p50_ns as f64 / floor.p50_ns as f64),
+            fault_to_floor: base.filter(|_| floor.count > 0).map(|row| row.latency.p50_ns as f64 / floor.p50_ns as f64),
             faults,
             floor,
             ns_per_page_touched: ratio(w[word::TOUCH_TICKS] as f64 * measured.tick_ns, w[word::TOUCH_PAGES]),
@@ -298,7 +296,7 @@ impl Report {
             advise: event(Event::Advise),
             switches: w[word::SWITCHES],
             switch_ns: ratio(w[word::SWITCH_TICKS] as f64 * measured.tick_ns, w[word::SWITCHES]),
-            clearing_ns: w[word::CLEAR_TICKS] as f64 * measured.tick_ns,
+            clearing_ns: (w[word::CLEAR_TICKS] - w[word::OTHER_CLEAR_TICKS]) as f64 * measured.tick_ns,
             frames_cleared: w[word::CLEARED],
             frames_known_zero: w[word::KNOWN_ZERO],
             frames_copied: w[word::COPIED],
@@ -332,7 +330,8 @@ impl Report {
             stage2: None,
             kvm: measured.timings.map(|timings| Kvm {
                 exits: measured.exits,
-                setup_ms: (timings.open + timings.memory + timings.vm + timings.vcpu + timings.load).as_secs_f64() * 1e3,
+                setup_ms: (timings.open + timings.memory + timings.vm + timings.vcpu + timings.load).as_secs_f64()
+                    * 1e3,
                 guest_ms: timings.guest.as_secs_f64() * 1e3,
                 teardown_ms: timings.teardown.as_secs_f64() * 1e3,
                 stats: measured
@@ -380,11 +379,16 @@ fn fault_rows(measured: &Measured) -> Vec<FaultRow> {
                             && (sample.spare & SAMPLE_CLEARED != 0) == cleared
                     })
                 };
-                let latency =
-                    Latency::of(chosen().map(|sample| (f64::from(sample.ticks) * measured.tick_ns) as u64));
+                let latency = Latency::of(chosen().map(|sample| (f64::from(sample.ticks) * measured.tick_ns) as u64));
                 if latency.count > 0 {
                     let pages: u64 = chosen().map(|sample| u64::from(sample.spare & !SAMPLE_CLEARED)).sum();
-                    rows.push(FaultRow { kind: name, order, cleared, pages: ratio(pages as f64, latency.count), latency });
+                    rows.push(FaultRow {
+                        kind: name,
+                        order,
+                        cleared,
+                        pages: ratio(pages as f64, latency.count),
+                        latency,
+                    });
                 }
             }
         }
@@ -420,12 +424,23 @@ impl fmt::Display for Report {
         write!(f, "{} operations under `{}`", self.ops, self.scheme)?;
         match (self.ring, self.ring_loop_ns) {
             (Some(ring), Some((zero, three))) => {
-                writeln!(f, ", manager at ring {ring} of a VM (a fixed loop takes {} at ring 0, {} at ring 3)", Time(zero), Time(three))?;
+                writeln!(
+                    f,
+                    ", manager at ring {ring} of a VM (a fixed loop takes {} at ring 0, {} at ring 3)",
+                    Time(zero),
+                    Time(three)
+                )?;
             }
-            _ => writeln!(f, ", manager in this process over emulated frames: no trap, no MMU, so these are not times of a machine")?,
+            _ => writeln!(
+                f,
+                ", manager in this process over emulated frames: no trap, no MMU, so these are not times of a machine"
+            )?,
         }
         if self.host.kvm_module.as_deref() == Some("kvm_pvm") && self.backend == Backend::Kvm.to_string() {
-            writeln!(f, "this KVM is KVM-PVM: it shadows page tables and emulates ring 0, so a fault costs tens of times what it does on VMX or SVM")?;
+            writeln!(
+                f,
+                "this KVM is KVM-PVM: it shadows page tables and emulates ring 0, so a fault costs tens of times what it does on VMX or SVM"
+            )?;
         }
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(f, "{:.0} MiB of frames, at most {:.1} in use", mib(self.memory), mib(self.peak_memory))?;
@@ -455,17 +470,34 @@ impl fmt::Display for Report {
         if let Some(ratio) = self.fault_to_floor {
             writeln!(f, "  first touch at order 0 is {ratio:.2} times the floor")?;
         }
-        writeln!(f, "  every latency contains {} of time stamps; a page touched costs {} on average, faults included", Time(self.bracket_ns), Time(self.ns_per_page_touched))?;
-        writeln!(f, "  {} switches between tenants, {} each; clearing frames took {} in all", self.switches, Time(self.switch_ns), Time(self.clearing_ns))?;
+        writeln!(
+            f,
+            "  every latency contains {} of time stamps; a page touched costs {} on average, faults included",
+            Time(self.bracket_ns),
+            Time(self.ns_per_page_touched)
+        )?;
+        writeln!(
+            f,
+            "  {} switches between tenants, {} each; clearing frames took {} in all",
+            self.switches,
+            Time(self.switch_ns),
+            Time(self.clearing_ns)
+        )?;
 
         let k = &self.known;
         writeln!(f, "\n  what the mapcounts know, with {} leaves on {} folios", k.leaves, k.folios)?;
-        let said = |said: Option<u64>| said.map_or_else(|| "only a walk tells".to_owned(), |said| format!("`{}` says {said}", self.scheme));
+        let said = |said: Option<u64>| {
+            said.map_or_else(|| "only a walk tells".to_owned(), |said| format!("`{}` says {said}", self.scheme))
+        };
         writeln!(f, "    mapped pages              {:>8}  {}", k.mapped_pages, said(k.said_mapped_pages))?;
         writeln!(f, "    folios of two owners      {:>8}  {}", k.shared, said(k.said_shared))?;
         writeln!(f, "    folios partly mapped      {:>8}  {} of them known", k.partial, k.said_partial)?;
         let m = &self.metadata;
-        writeln!(f, "    metadata                  {:.2} bytes a frame, {:.1} a folio", m.bytes_per_frame, m.bytes_per_folio)?;
+        writeln!(
+            f,
+            "    metadata                  {:.2} bytes a frame, {:.1} a folio",
+            m.bytes_per_frame, m.bytes_per_folio
+        )?;
 
         let a = &self.audit;
         writeln!(

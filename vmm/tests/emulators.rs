@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, results, ring};
+use quire_vmm::replay::{Backend, Config, Ring, boot_words, replay};
+use quire_vmm::workload::Workload;
 use quire_vmm::{flat, kernel};
 
 const MEMORY_MIB: u64 = 64;
@@ -40,22 +42,34 @@ impl Drop for Scratch {
     }
 }
 
-/// A 64 KiB ROM whose reset vector enters flat 32-bit protected mode and jumps to 1 MiB.
-fn rom() -> Vec<u8> {
-    let mut rom = vec![0; 0x1_0000];
-    let mut put = |at: usize, hex: &str| {
-        for (i, byte) in hex.split_whitespace().enumerate() {
-            rom[at + i] = u8::from_str_radix(byte, 16).unwrap();
-        }
-    };
+/// A ROM for the top of the first 4 GiB: `image`, and 64 KiB whose reset vector enters flat 32-bit protected mode, copies the image to
+/// 1 MiB and jumps there. (Bochs loads files into RAM only in pieces of 128 KiB.)
+fn rom(image: &[u8]) -> Vec<u8> {
+    let mut rom = image.to_vec();
+    rom.resize(image.len().next_multiple_of(0x1_0000) + 0x1_0000, 0);
+    let from = rom.len().wrapping_neg() as u32;
+    let last = rom.len() - 0x1_0000;
+    let mut put = |at: usize, bytes: &[u8]| rom[last + at..][..bytes.len()].copy_from_slice(bytes);
+    let hex =
+        |text: &str| -> Vec<u8> { text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect() };
     // cli; lgdt; CR0.PE with caches on; far jump to the 32-bit part
-    put(0x0, "fa 2e 66 0f 01 16 58 00 0f 20 c0 66 25 ff ff ff 9f 0c 01 0f 22 c0 66 ea 1e 00 ff ff 08 00");
-    // segments; A20; eax = ebx = 0; jmp 0x100000
-    put(0x1e, "66 b8 10 00 8e d8 8e c0 8e d0 8e e0 8e e8 e4 92 0c 02 24 fe e6 92 31 c0 31 db b9 00 00 10 00 ff e1");
+    put(0x0, &hex("fa 2e 66 0f 01 16 58 00 0f 20 c0 66 25 ff ff ff 9f 0c 01 0f 22 c0 66 ea 1e 00 ff ff 08 00"));
+    // segments; A20; jmp 0x80
+    put(0x1e, &hex("66 b8 10 00 8e d8 8e c0 8e d0 8e e0 8e e8 e4 92 0c 02 24 fe e6 92 eb 4a"));
     // a flat GDT and its pointer
-    put(0x48, "ff ff 00 00 00 9b cf 00 ff ff 00 00 00 93 cf 00 17 00 40 00 ff ff");
+    put(0x48, &hex("ff ff 00 00 00 9b cf 00 ff ff 00 00 00 93 cf 00 17 00 40 00 ff ff"));
+    // mov esi, from; mov edi, 1 MiB; mov ecx, words; cld; rep movsd; eax = ebx = 0; mov ecx, 1 MiB; jmp ecx
+    let words = (image.len().div_ceil(4) as u32).to_le_bytes();
+    let code = [
+        &[0xbe],
+        &from.to_le_bytes()[..],
+        &hex("bf 00 00 10 00 b9"),
+        &words,
+        &hex("fc f3 a5 31 c0 31 db b9 00 00 10 00 ff e1"),
+    ];
+    put(0x80, &code.concat());
     // the reset vector
-    put(0xfff0, "e9 0d 00");
+    put(0xfff0, &hex("e9 0d 00"));
     rom
 }
 
@@ -89,7 +103,6 @@ cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0, ig
 memory: guest=64, host=64
 romimage: file=rom.bin
 vgaromimage: file=vga.bin
-optramimage1: file=guest.bin, address=0x100000
 pci: enabled=1, chipset=i440fx
 ata0: enabled=0
 ata1: enabled=0
@@ -109,9 +122,8 @@ debug: action=ignore
 fn bochs(program: &Path, scratch: &Scratch, image: &[u8]) -> String {
     scratch.file("bochs.rc", BOCHS.as_bytes());
     scratch.file("debugger.rc", b"c\nq\n");
-    scratch.file("rom.bin", &rom());
+    scratch.file("rom.bin", &rom(image));
     scratch.file("vga.bin", &[0; 512]);
-    scratch.file("guest.bin", image);
     let mut command = Command::new(program);
     command.args(["-q", "-f", "bochs.rc", "-rc", "debugger.rc"]).current_dir(&scratch.0).env("TERM", "vt100");
     passes(command, 0)
@@ -158,10 +170,8 @@ fn check(text: &str, ring: u64) {
 fn boots_flat(name: &str, ring: u64) {
     let Some(program) = needs::qemu() else { return };
     let scratch = Scratch::new(name);
-    let rom = scratch.file("rom.bin", &rom());
-    let image = scratch.file("guest.bin", &flat_image(ring));
-    let loader = format!("loader,file={},addr=0x100000,force-raw=on", image.display());
-    check(&qemu(&program, &["-bios", rom.to_str().unwrap(), "-device", &loader]), ring);
+    let rom = scratch.file("rom.bin", &rom(&flat_image(ring)));
+    check(&qemu(&program, &["-bios", rom.to_str().unwrap()]), ring);
 }
 
 #[test]
@@ -204,4 +214,58 @@ fn a_pvh_module_carries_the_orders() {
     let orders = scratch.file("orders.bin", &flat::orders(&words(ring::THREE), &OPS));
     let text = qemu(&program, &["-kernel", kernel.to_str().unwrap(), "-initrd", orders.to_str().unwrap()]);
     check(&text, 3);
+}
+
+/// A random history with every scheme observing, small enough for the emulators' memory.
+fn history() -> (Workload, Config) {
+    let workload = Workload::of_ops("history", &quire_fixtures::history(7, 120), 7).unwrap();
+    let config = Config {
+        scheme: quire::mapcount::Scheme::All,
+        memory: Some(32 << 20),
+        checkpoints: 30,
+        ring: Ring::Zero,
+        floor: 100,
+        ..Config::default()
+    };
+    (workload, config)
+}
+
+/// The words of a replay that do not depend on the machine: what was done, found and known, and no times.
+const SAME_EVERYWHERE: [usize; 12] = {
+    use quire::abi::replay::word::*;
+    [OPS, FAULTS, VERIFIED, AUDITS, MISMATCHES, KNOWN_ZERO, CLEARED, COPIED, SPLITS, ADDS, SUBS, CLEAN]
+};
+
+/// The trace runs on an emulator as it does in this process: same faults, same leaves, same answers.
+fn replays_as_in_process(run: impl FnOnce(&[u8]) -> String) {
+    let (workload, config) = history();
+    let here = replay(&workload, &Config { backend: Backend::Model, ..config }).unwrap();
+    assert!(here.passed, "{}", here.log);
+    let words = boot_words(&workload, &config, MEMORY_MIB << 20);
+    let mut image = flat::flatten(kernel::ELF).unwrap();
+    image.extend(flat::orders(&words, &workload.encoded));
+    let text = run(&image);
+    for index in SAME_EVERYWHERE {
+        assert_eq!(word(&text, results::GENERAL + index), here.words[index], "word {index}\n{text}");
+    }
+    let known = quire::abi::replay::word::KNOWN;
+    for index in known..known + quire::abi::replay::AUDIT_WORDS {
+        assert_eq!(word(&text, results::GENERAL + index), here.words[index], "word {index}\n{text}");
+    }
+}
+
+#[test]
+fn a_history_ends_under_qemu_as_in_process() {
+    let Some(program) = needs::qemu() else { return };
+    replays_as_in_process(|image| {
+        let scratch = Scratch::new("history-qemu");
+        let rom = scratch.file("rom.bin", &rom(image));
+        qemu(&program, &["-bios", rom.to_str().unwrap()])
+    });
+}
+
+#[test]
+fn a_history_ends_on_bochs_as_in_process() {
+    let Some(program) = needs::bochs() else { return };
+    replays_as_in_process(|image| bochs(&program, &Scratch::new("history-bochs"), image));
 }

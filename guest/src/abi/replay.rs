@@ -71,6 +71,8 @@ pub mod word {
     pub const PEAK_FRAMES: usize = 21;
     /// 1 when everything was free at the end.
     pub const CLEAN: usize = 22;
+    /// Of [`CLEAR_TICKS`], those that were not spent for a fault.
+    pub const OTHER_CLEAR_TICKS: usize = 23;
     /// Metadata at the checkpoint with the most leaves: see [`metadata_words`](super::metadata_words).
     pub const METADATA: usize = 24;
     /// What was found and known at the checkpoint with the most leaves: see [`audit_words`](super::audit_words).

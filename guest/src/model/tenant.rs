@@ -136,7 +136,8 @@ impl<A: Accounting> Site<&Machine, A> for ModelTenant<'_> {
         match self.machine.stale() {
             None => Ok(()),
             Some(stale) => {
-                let _ = writeln!(self.log, "page {:#x} of root {:?} is cached as it no longer is", stale.page, stale.root);
+                let _ =
+                    writeln!(self.log, "page {:#x} of root {:?} is cached as it no longer is", stale.page, stale.root);
                 Err("a flush is missing")
             }
         }

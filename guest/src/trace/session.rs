@@ -65,6 +65,9 @@ impl Session<'_> {
         let span = manager.frames().span();
         let recount = Recount::new(self.rows, span.start, span.end.raw() - span.start.raw());
         let mut most_leaves = 0;
+        // What was cleared before the session is no work of it.
+        let before = site.clear_ticks();
+        site.add(word::OTHER_CLEAR_TICKS, before);
         for (i, encoded) in self.trace.iter().enumerate() {
             self.step(i, encoded, &mut replay, site)?;
             let stats = manager.frames().stats();
@@ -126,7 +129,11 @@ fn check<M: Memory + Tlb, A: Accounting>(
     recount: &Recount,
     site: &mut impl Site<M, A>,
 ) -> Result<Audit, &'static str> {
+    let before = site.clear_ticks();
     let found = recount.run(manager);
+    // The recount clears its own rows: no work of the manager's.
+    let rows = site.clear_ticks() - before;
+    site.add(word::OTHER_CLEAR_TICKS, rows);
     site.add(word::AUDITS, 1);
     site.add(word::CHECKS, found.checks);
     site.add(word::MISMATCHES, found.mismatches);

@@ -5,6 +5,9 @@ use std::time::Duration;
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
 use quire::abi::{BootInfo, boot, results};
 
+use quire::audit::Recount;
+use quire::trace::MAX_DEVICE_PAGES;
+
 use super::{Backend, Config, Measured};
 use crate::error::Error;
 use crate::run::{MachineConfig, NoHost, Status};
@@ -33,8 +36,11 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
     let memory = config.memory.unwrap_or_else(|| workload.ample_memory());
     let words = boot_words(workload, config);
     let samples = workload.summary.accesses + workload.encoded.len() as u64 + config.floor;
+    // What the manager does not get comes on top: the recount's rows and the device window.
+    let rows = Recount::scratch_frames(memory >> 12) + 64;
+    let device = if workload.has_device { MAX_DEVICE_PAGES } else { 0 };
     let machine = MachineConfig {
-        memory,
+        memory: memory + ((rows + device) << 12),
         backing: config.guest_memory,
         populate: config.populate,
         samples,

@@ -6,17 +6,17 @@ mod in_vm;
 use std::fmt;
 use std::str::FromStr;
 
-use quire::abi::{BootInfo, boot, ring};
 use quire::abi::sample::Sample;
+use quire::abi::{BootInfo, boot, ring};
 use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 
 use crate::error::Error;
+use crate::kvm;
 use crate::memory::{Backing, Populate};
 use crate::run::Timings;
 use crate::stats::Stat;
 use crate::workload::Workload;
-use crate::kvm;
 
 /// Where the manager runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

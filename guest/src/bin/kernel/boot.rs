@@ -7,6 +7,7 @@
 
 use core::{ptr, slice};
 
+use quire::abi::replay::FLOOR_PAGES;
 use quire::abi::{
     ALIAS_BASE, BOOT_INFO_GPA, BootInfo, KERNEL_BASE, KERNEL_GPA, LARGE_PAGE, MAGIC, OP_WORDS, Placement,
     START_TABLES_GPA, StartTables, boot,
@@ -15,6 +16,7 @@ use quire::addr::PAGE_SIZE;
 
 use crate::cpu;
 use crate::entry::way;
+use crate::floor;
 
 /// What the 32-bit entries' tables map.
 const STUB_MAPS: u64 = 1 << 30;
@@ -77,6 +79,8 @@ fn describe(entered: u64, info: u64) -> BootInfo {
         other => panic!("no such way in: {other}"),
     };
     let mut words = BootInfo::new();
+    // Nothing to replay, as far as is known yet: at least the floor.
+    words[FLOOR_PAGES] = floor::PAGES;
     let mut taken = end;
     let mut trace = None;
     if let Some(at) = blob.filter(|at| low::<u64>(*at) == MAGIC) {
