@@ -1,6 +1,6 @@
 //! Two schemes at once: the first answers, the second observes. Nest them to watch any number in one run.
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target, Truth};
+use super::{Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -88,6 +88,9 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         A::mapped_pages(&Self::first(t))
     }
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::huge_pages(&Self::first(t))
+    }
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::partially_mapped(&Self::first(t))
     }
@@ -95,8 +98,8 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         A::leaves(&Self::first(t))
     }
 
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
-        A::check(&Self::first(t), truth, cover)?;
-        B::check(&Self::second(t), truth, cover)
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        A::check(&Self::first(t), truth, seen)?;
+        B::check(&Self::second(t), truth, seen)
     }
 }
