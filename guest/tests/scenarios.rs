@@ -1,12 +1,14 @@
 //! The worked scenarios of `SCHEMES.md`, caused as a tenant would cause them: every counter and answer must be what the tables there
 //! say, under every scheme alone and under all at once. The tables are read from that file, so it cannot lie.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::{Folio, FolioFlags};
-use quire::mapcount::{Accounting, Answer, None, Observe, Oracle, PerPage, Target, Total, Tuples};
+use quire::mapcount::{Accounting, Answer, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples};
 use quire::model::{Machine, ModelTenant};
-use quire::space::{Manager, Map, PAGES_END, Policy, SpaceId};
+use quire::space::{Access, FaultError, Manager, Map, MapError, ObjectId, PAGES_END, Policy, SpaceId};
 use quire::trace::{Advice, ObjectKind, Prot, Tenant};
 
 const FRAMES: u64 = 4096;
@@ -113,7 +115,8 @@ impl Shown for Total {
     fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
         let c = Self::counters(t);
         assert_eq!(format!("{}, {}", c.leaves, c.pages), rows.counters[4], "M, T");
-        let slots: Vec<_> = c.slots.iter().filter(|slot| slot.0 != 0).map(|s| format!("{}:{}", name(s.0), s.1)).collect();
+        let slots: Vec<_> =
+            c.slots.iter().filter(|slot| slot.0 != 0).map(|s| format!("{}:{}", name(s.0), s.1)).collect();
         assert_eq!(format!("{}; {}", slots.join(" "), yes(c.shared)), rows.counters[5], "slots; shared");
         assert_eq!(pages(Self::page_count(t, 0)), rows.answers[0], "average");
         assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[2], "mapped pages, total");
@@ -156,9 +159,14 @@ fn by_pages() -> Policy {
 
 /// Plays a scenario on a fresh machine; nothing may be left at its end.
 fn play<A: Shown>(policy: Policy, scenario: impl FnOnce(&mut Stage<'_, A>)) {
-    let machine = Machine::new(FRAMES + Recount::scratch_frames(FRAMES));
-    let manager = Manager::new(&machine, &[Pfn::new(0)..Pfn::new(FRAMES)], true, policy).expect("enough frames");
-    let recount = Recount::new(Pfn::new(FRAMES), Pfn::new(0), FRAMES).exhaustive();
+    play_in(FRAMES, policy, scenario);
+}
+
+/// As [`play`], with `frames` frames.
+fn play_in<A: Shown>(frames: u64, policy: Policy, scenario: impl FnOnce(&mut Stage<'_, A>)) {
+    let machine = Machine::new(frames + Recount::scratch_frames(frames));
+    let manager = Manager::new(&machine, &[Pfn::new(0)..Pfn::new(frames)], true, policy).expect("enough frames");
+    let recount = Recount::new(Pfn::new(frames), Pfn::new(0), frames).exhaustive();
     let p = manager.create_space().expect("a frame");
     let mut stage = Stage { machine: &machine, manager, recount, p, head: Pfn::new(0) };
     scenario(&mut stage);
@@ -178,13 +186,14 @@ impl<A: Shown> Stage<'_, A> {
     }
 
     /// Maps `pages` pages of a new order-9 file at `at`, twice if `again`, and reads the first.
-    fn file(&mut self, at: Gva, pages: u64, again: Option<Gva>) {
+    fn file(&mut self, at: Gva, pages: u64, again: Option<Gva>) -> ObjectId {
         let file = self.manager.create_object(ObjectKind::File, 0, 512, Order::HUGE).expect("frames");
         for at in [Some(at), again].into_iter().flatten() {
             self.manager.map(self.p, at, pages, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
             self.touch(self.p, at, false);
         }
         self.find(at);
+        file
     }
 
     fn find(&mut self, at: Gva) {
@@ -429,3 +438,179 @@ under_every_scheme!(
     s11_cut_by_mprotect,
     s14_small_copy_of_a_large_folio,
 );
+
+// --- beyond the tables ---------------------------------------------------------------------------------------
+
+/// S1, a fork, and the child exits: a store takes the leaf back as a whole, where the scheme knows that it is alone.
+fn whole_leaf_is_reused<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        let child = stage.fork();
+        stage.exit(child);
+        stage.touch(stage.p, AT.add_pages(9), true);
+        stage.see("S1", 0);
+        assert_eq!(stage.manager.statistics().copied.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn whole_leaf_is_reused_under_total() {
+    whole_leaf_is_reused::<Total>();
+}
+
+#[test]
+fn whole_leaf_is_reused_under_per_page() {
+    whole_leaf_is_reused::<PerPage>();
+}
+
+/// At the limit a fork and a fault are refused and leave no trace; splits and removals go through.
+fn refused_at_the_limit<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.manager.set_count_limit(512);
+        assert_eq!(stage.manager.fork(stage.p), Err(MapError::Refused(Refused::Overflow)));
+        stage.see("S1", 0);
+        stage.split(stage.p);
+        stage.see("S2", 0);
+        stage.unmap(stage.p, 100..512);
+        stage.see("S4", 0);
+    });
+    play::<A>(by_pages(), |stage| {
+        let file = stage.file(AT, 512, Option::None);
+        stage.manager.set_count_limit(512);
+        stage.manager.map(stage.p, ELSEWHERE, 512, READ, Map::Shared(file, 0)).expect("a free range");
+        let refused = stage.manager.fault(stage.p, ELSEWHERE, Access::Read);
+        assert_eq!(refused, Err(FaultError::Refused(Refused::Overflow)));
+        stage.recount();
+        stage.unmap(stage.p, 0..512);
+        stage.touch(stage.p, ELSEWHERE, false);
+        stage.recount();
+    });
+}
+
+#[test]
+fn refused_at_the_limit_under_total() {
+    refused_at_the_limit::<Total>();
+}
+
+#[test]
+fn refused_at_the_limit_under_per_page() {
+    refused_at_the_limit::<PerPage>();
+}
+
+#[test]
+fn refused_at_the_limit_under_tuples() {
+    play::<Tuples>(huge(), |stage| {
+        stage.anon(512);
+        stage.manager.set_count_limit(1);
+        assert_eq!(stage.manager.fork(stage.p), Err(MapError::Refused(Refused::Overflow)));
+        stage.see("S1", 0);
+        // A move makes no mapping, even where it makes a tuple.
+        stage.manager.remap(stage.p, AT, 512, ELSEWHERE.add_pages(16), 512).expect("moved");
+        stage.see("S10", 0);
+    });
+}
+
+/// S15: three owners map a file folio; the two with slots exit, and the third reads as shared until it is gone.
+#[test]
+fn survivor_without_a_slot() {
+    play::<Everything>(by_pages(), |stage| {
+        let file = stage.file(AT, 512, Option::None);
+        let others = [(); 2].map(|()| {
+            let space = stage.manager.create_space().expect("a frame");
+            stage.manager.map(space, AT, 512, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+            stage.touch(space, AT, false);
+            stage.recount();
+            space
+        });
+        let total = || {
+            let counters = Total::counters(&Everything::first(&stage.manager.counts(stage.folio())));
+            let target = stage.manager.counts(stage.folio());
+            (counters.leaves, counters.slots, counters.shared, Everything::maybe_shared(&target, 0))
+        };
+        let [p, second, third] = [stage.p, others[0], others[1]];
+        let slots = [(p.raw(), 512), (second.raw(), 512)];
+        assert_eq!(total(), (1536, slots, true, Answer::Errs(true)), "S15");
+        stage.exit(p);
+        stage.exit(second);
+        stage.recount();
+        assert_eq!(total(), (512, [(0, 0); 2], true, Answer::Errs(true)), "S15b: false");
+        stage.unmap(third, 0..511);
+        stage.recount();
+        assert_eq!(total(), (1, [(0, 0); 2], true, Answer::Errs(false)), "S15c: one leaf has one owner");
+        stage.unmap(third, 511..512);
+        stage.recount();
+        assert_eq!(total(), (0, [(0, 0); 2], false, Answer::Errs(false)), "S15d");
+    });
+}
+
+/// Leaves smaller than the folio: `per-page` has no count for them when they are mapped, so its folio is mapped by pages.
+#[test]
+fn huge_leaves_of_a_larger_folio() {
+    fn counted<A: Shown>() -> u64 {
+        let mut leaves = 0;
+        play::<A>(huge(), |stage| {
+            let file = stage.manager.create_object(ObjectKind::Shared, 0, 2048, Order::new(11)).expect("frames");
+            stage.manager.map(stage.p, AT, 2048, READ, Map::Shared(file, 0)).expect("a free range");
+            for part in 0..4 {
+                stage.touch(stage.p, AT.add_pages(512 * part), false);
+            }
+            stage.find(AT);
+            stage.recount();
+            leaves = stage.recount.truth(&stage.manager, stage.folio()).leaves;
+            // Collapsing makes such leaves under any scheme, and splitting takes them apart again.
+            stage.manager.collapse(stage.p, AT);
+            stage.recount();
+            stage.manager.protect(stage.p, AT.add_pages(5), 700, READ_WRITE).expect("protected");
+            stage.recount();
+            stage.manager.collapse(stage.p, AT.add_pages(1536));
+            stage.recount();
+            stage.unmap(stage.p, 700..1600);
+            stage.recount();
+        });
+        leaves
+    }
+    assert_eq!(counted::<Total>(), 4, "S13a");
+    assert_eq!(counted::<Tuples>(), 4);
+    assert_eq!(counted::<PerPage>(), 2048);
+    assert_eq!(counted::<Everything>(), 2048);
+}
+
+/// S12: a folio of 1 GiB by one leaf, by 512, by 511 and 512 pages, and by a second owner's one leaf.
+fn gigabyte<A: Shown>() {
+    let policy = Policy { max_leaf: Level::THREE, ..huge() };
+    play_in::<A>(1 << 19, policy, |stage| {
+        let file = stage.manager.create_object(ObjectKind::Shared, 0, 1 << 18, Order::MAX).expect("frames");
+        stage.manager.map(stage.p, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(stage.p, AT, true);
+        stage.find(AT);
+        let truth = |stage: &Stage<'_, A>| {
+            stage.recount();
+            let truth = stage.recount.truth(&stage.manager, stage.folio());
+            (truth.leaves, truth.total, truth.tuples)
+        };
+        assert_eq!(truth(stage), (1, 1 << 18, 1), "S12a");
+        stage.manager.protect(stage.p, AT, 512, READ).expect("protected");
+        stage.manager.protect(stage.p, AT, 512, READ_WRITE).expect("protected");
+        assert_eq!(truth(stage), (512, 1 << 18, 1), "S12b");
+        stage.manager.protect(stage.p, AT, 1, READ).expect("protected");
+        stage.manager.protect(stage.p, AT, 1, READ_WRITE).expect("protected");
+        assert_eq!(truth(stage), (1023, 1 << 18, 2), "S12c");
+        let second = stage.manager.create_space().expect("a frame");
+        stage.manager.map(second, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(second, AT, true);
+        assert_eq!(truth(stage), (1024, 1 << 19, 3), "S12d");
+        stage.unmap(stage.p, 300..1 << 17);
+        stage.recount();
+    });
+}
+
+#[test]
+fn gigabyte_under_per_page() {
+    gigabyte::<PerPage>();
+}
+
+#[test]
+fn gigabyte_under_all() {
+    gigabyte::<Everything>();
+}

@@ -240,6 +240,18 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// 512 leaves in a table page of their own have become the one leaf of `b`. `beside`: what else stands in its (region, table).
     fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
 
+    /// Leaves are about to move by mremap, from the (region, table) of `from` to that of `to`: same folio, owner and pages. `beside_from` and `beside_to`
+    /// are what else stands there. Never refused: nothing is mapped that was not.
+    fn moved<M: Memory>(
+        _t: &Target<'_, M>,
+        _from: &Batch,
+        _beside_from: Neighbours,
+        _to: &Batch,
+        _beside_to: Neighbours,
+    ) -> Delta {
+        Delta::default()
+    }
+
     /// A region was cut in two inside the folio, and the table page at the cut holds leaves of it on both sides.
     fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
 

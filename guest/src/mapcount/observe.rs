@@ -62,6 +62,16 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         B::collapse(&Self::second(t), b, beside);
         A::collapse(&Self::first(t), b, beside)
     }
+    fn moved<M: Memory>(
+        t: &Target<'_, M>,
+        from: &Batch,
+        beside_from: Neighbours,
+        to: &Batch,
+        beside_to: Neighbours,
+    ) -> Delta {
+        B::moved(&Self::second(t), from, beside_from, to, beside_to);
+        A::moved(&Self::first(t), from, beside_from, to, beside_to)
+    }
     fn region_cut<M: Memory>(t: &Target<'_, M>) {
         A::region_cut(&Self::first(t));
         B::region_cut(&Self::second(t));

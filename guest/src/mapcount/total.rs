@@ -242,7 +242,8 @@ impl Accounting for Total {
             None => {
                 // A lone page of a large folio is copied, so that the folio can go.
                 let state = snapshot(t.state);
-                Answer::Errs(state.leaves > 1 && !state.shared && state.leaves == refs)
+                let alone = state.leaves == 1 || !state.shared;
+                Answer::Errs(state.pages > 1 && alone && state.leaves == refs)
             }
         }
     }

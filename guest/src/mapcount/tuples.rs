@@ -63,6 +63,23 @@ impl Accounting for Tuples {
         Delta::default()
     }
 
+    fn moved<M: Memory>(
+        t: &Target<'_, M>,
+        _from: &Batch,
+        beside_from: Neighbours,
+        _to: &Batch,
+        beside_to: Neighbours,
+    ) -> Delta {
+        // There before here, so that the folio is never unmapped in passing.
+        if beside_to.tuple == 0 {
+            count(t).add(1);
+        }
+        if beside_from.tuple == 0 {
+            count(t).sub(1);
+        }
+        Delta::default()
+    }
+
     fn region_cut<M: Memory>(t: &Target<'_, M>) {
         count(t).add(1);
     }
