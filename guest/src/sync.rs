@@ -172,6 +172,7 @@ impl<'a> Count32<'a> {
 
     /// Adds `n` with one locked operation; the count before. Counts are kept far below 2^31 by the overflow
     /// limit, so the low half never carries into the high one.
+    #[expect(clippy::should_implement_trait, reason = "changes shared memory and returns what was there")]
     pub fn add(self, n: u32) -> u32 {
         (self.word.fetch_add(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32
     }
@@ -180,6 +181,7 @@ impl<'a> Count32<'a> {
     ///
     /// # Panics
     /// In debug builds, when the count was below `n`: that is a bug of the caller.
+    #[expect(clippy::should_implement_trait, reason = "changes shared memory and returns what was there")]
     pub fn sub(self, n: u32) -> u32 {
         let before = (self.word.fetch_sub(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32;
         debug_assert!(before >= n, "count {before} below {n}");

@@ -3,13 +3,10 @@
 mod replaying;
 
 use quire::addr::Order;
-use quire::mapcount::{Accounting, None, Observe, Oracle, PerPage, Total, Tuples};
+use quire::mapcount::{Accounting, Everything, None, Observe, Oracle, PerPage, Total, Tuples};
 use quire::space::Policy;
 use quire_fixtures::history;
 use replaying::{Checked, machine};
-
-/// Every scheme at once, beside the oracle.
-type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<None, Oracle>>>>;
 
 fn policies() -> [Policy; 4] {
     [

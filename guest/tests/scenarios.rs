@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::{Folio, FolioFlags};
-use quire::mapcount::{Accounting, Answer, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples};
+use quire::mapcount::{Accounting, Answer, Everything, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples};
 use quire::model::{Machine, ModelTenant};
 use quire::space::{Access, FaultError, Manager, Map, MapError, ObjectId, PAGES_END, Policy, SpaceId};
 use quire::trace::{Advice, ObjectKind, Prot, Tenant};
@@ -202,7 +202,7 @@ impl<A: Shown> Stage<'_, A> {
     }
 
     fn touch(&self, space: SpaceId, at: Gva, write: bool) {
-        ModelTenant::new(self.machine, 1).touch(&self.manager, space, at, 1, write).expect("a page");
+        ModelTenant::new(self.machine, 1, || 0).touch(&self.manager, space, at, 1, write).expect("a page");
     }
 
     /// mprotect of the upper half of the 512 pages at [`AT`].
@@ -421,9 +421,6 @@ macro_rules! under_every_scheme {
         under!(all_at_once, super::Everything, $($scenario)*);
     };
 }
-
-/// Every scheme observes the same run, beside the oracle.
-type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<None, Oracle>>>>;
 
 under_every_scheme!(
     s1_s2_s4_split_and_partial_unmap,

@@ -104,6 +104,42 @@ pub fn examine() -> Report {
     Report { findings }
 }
 
+/// What a result must say of the host it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Host {
+    /// The module behind `/dev/kvm`, where it can be told: `kvm_pvm` emulates ring 0 and shadows page tables.
+    pub kvm_module: Option<String>,
+    /// Whether the CPU has VMX.
+    pub vmx: bool,
+    /// Whether the CPU has SVM.
+    pub svm: bool,
+    /// The CPU.
+    pub cpu: Option<String>,
+    /// How many of them this process may use.
+    pub cpus: usize,
+    /// The kernel's release.
+    pub linux: Option<String>,
+}
+
+impl Host {
+    /// This host.
+    #[must_use]
+    pub fn here() -> Self {
+        let model = |text: String| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            line.split_once(": ").map(|(_, name)| name.to_owned())
+        };
+        Self {
+            kvm_module: kvm_modules().first().map(|name| (*name).to_owned()),
+            vmx: cpu_has("vmx"),
+            svm: cpu_has("svm"),
+            cpu: read("/proc/cpuinfo").and_then(model),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            linux: read("/proc/sys/kernel/osrelease"),
+        }
+    }
+}
+
 /// `name` on the path.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {

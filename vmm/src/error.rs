@@ -90,6 +90,30 @@ pub enum Error {
     /// The guest rang with a command that nobody answers.
     #[error("the guest rang the doorbell with command {0:#x}, which nobody answers")]
     Bell(u32),
+    /// A trace that is no good.
+    #[error("trace {file}{}: {reason}", .line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Trace {
+        /// The file.
+        file: String,
+        /// The line, from 1, where there is one.
+        line: Option<u64>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The manager panicked: a bug of ours.
+    #[error("the manager panicked: {0}")]
+    Panic(String),
+    /// Something that is not there yet, or not on this host.
+    #[error("{0}")]
+    Lacks(String),
+    /// A file that cannot be written.
+    #[error("{file} cannot be written: {error}")]
+    Write {
+        /// The file.
+        file: String,
+        /// Why.
+        error: io::Error,
+    },
     /// An exit that has no place here.
     #[error("unexpected exit: {0}")]
     Exit(String),
@@ -112,9 +136,10 @@ impl Error {
             | Self::KvmLacks(_)
             | Self::Kvm { .. }
             | Self::Memory { .. }
+            | Self::Lacks(_)
             | Self::Timer(_) => 4,
             Self::MemorySize { .. } => 2,
-            Self::Image(_) => 3,
+            Self::Image(_) | Self::Trace { .. } => 3,
             Self::Access(_)
             | Self::Hang(..)
             | Self::Halted(_)
@@ -123,6 +148,8 @@ impl Error {
             | Self::HostFault(_)
             | Self::NoMemory(..)
             | Self::Bell(_)
+            | Self::Panic(_)
+            | Self::Write { .. }
             | Self::Exit(_) => 1,
         }
     }

@@ -239,12 +239,12 @@ impl Outcome {
         &self.words[results::GENERAL..][..results::GENERAL_COUNT]
     }
 
-    /// Ticks as nanoseconds; ticks when the frequency is not known.
+    /// Nanoseconds of a tick; 1 when the frequency is not known.
     #[must_use]
-    pub fn nanoseconds(&self, ticks: u64) -> f64 {
+    pub fn nanoseconds_per_tick(&self) -> f64 {
         match self.tsc_khz {
-            0 => ticks as f64,
-            khz => ticks as f64 * 1e6 / f64::from(khz),
+            0 => 1.0,
+            khz => 1e6 / f64::from(khz),
         }
     }
 }

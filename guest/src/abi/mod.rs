@@ -19,10 +19,12 @@
 
 pub mod boot;
 mod placement;
+pub mod replay;
 pub mod results;
 pub mod sample;
 mod start_tables;
 
+pub use crate::trace::{STAMP_FACTOR, stamp};
 pub use boot::{BootError, BootInfo, flags, ring};
 pub use placement::Placement;
 pub use start_tables::{StartTables, WORDS_PER_TABLE};
@@ -89,17 +91,6 @@ pub mod bell {
     /// Bochs ends with status 1 on the bytes `Shutdown` here.
     pub const BOCHS_EXIT_PORT: u16 = 0x8900;
 }
-
-/// What the touch program stores into the first word of page number `page`.
-///
-/// Odd, so it differs from the zero of a fresh page; a host-side model computes the same.
-#[must_use]
-pub const fn stamp(seed: u64, page: u64) -> u64 {
-    ((seed ^ page).wrapping_mul(STAMP_FACTOR)) | 1
-}
-
-/// The multiplier of [`stamp`].
-pub const STAMP_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The touch program's checksum `sum` after it has loaded `word`.
 #[must_use]

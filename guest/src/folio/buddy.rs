@@ -16,7 +16,7 @@ use super::Record;
 use super::descriptor::{KIND, Kind};
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::{Field, lock_word};
+use crate::sync::lock_word;
 
 const BLOCK: u64 = ENTRIES as u64;
 const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
@@ -129,7 +129,8 @@ impl<M: Memory> Frames<M> {
             return Err(InitError::TooWide);
         }
         // The directory and the counts stand at the start of the largest range.
-        let home = ranges.iter().max_by_key(|r| r.end.raw().saturating_sub(r.start.raw())).ok_or(InitError::TooSmall)?;
+        let home =
+            ranges.iter().max_by_key(|r| r.end.raw().saturating_sub(r.start.raw())).ok_or(InitError::TooSmall)?;
         let directory_frames = nr_blocks.div_ceil(BLOCK);
         let count_frames = (nr_blocks * BLOCK * page_counts as u64 * 4).div_ceil(4096);
         let carved = directory_frames + count_frames;
@@ -567,9 +568,3 @@ pub(super) enum Found {
     /// In a record.
     Large(Record),
 }
-
-const _: () = {
-    // A block's directory word holds its kind, order, zero mark and both links.
-    assert!(3 + 5 + 1 + 27 + 27 <= 64);
-    let _: Field<0, 64> = Field;
-};

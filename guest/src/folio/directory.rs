@@ -30,8 +30,14 @@ impl Directory {
     /// An empty directory.
     #[must_use]
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
-        Self { lock: ZERO, root: ZERO, next: AtomicU64::new(1), free: ZERO, in_use: ZERO, nr_frames: ZERO }
+        Self {
+            lock: AtomicU64::new(0),
+            root: AtomicU64::new(0),
+            next: AtomicU64::new(1),
+            free: AtomicU64::new(0),
+            in_use: AtomicU64::new(0),
+            nr_frames: AtomicU64::new(0),
+        }
     }
 
     /// Records in use.

@@ -98,9 +98,8 @@ mod tests {
     #[test]
     fn a_run_advances_by_the_leaf_step() {
         for level in [Level::ONE, Level::TWO, Level::THREE] {
-            let at = |i: u64| {
-                LongMode::leaf(Leaf { pfn: Pfn::new(i << level.page_shift()), attrs: Attrs::USER }, level)
-            };
+            let at =
+                |i: u64| LongMode::leaf(Leaf { pfn: Pfn::new(i << level.page_shift()), attrs: Attrs::USER }, level);
             assert_eq!(at(7) + LongMode::leaf_step(level), at(8));
         }
     }

@@ -11,6 +11,7 @@ mod none;
 mod observe;
 mod oracle;
 mod per_page;
+mod scheme;
 mod total;
 mod tuples;
 
@@ -18,6 +19,7 @@ pub use none::None;
 pub use observe::Observe;
 pub use oracle::{Evidence, Oracle, Truth};
 pub use per_page::{PerPage, PerPageCounters};
+pub use scheme::{Everything, Scheme, UnderScheme, UnknownScheme};
 pub use total::{Total, TotalCounters};
 pub use tuples::Tuples;
 

@@ -15,9 +15,7 @@ use once_cell::race::OnceBox;
 
 use crate::addr::{ENTRIES, Gva, Pfn};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
-use crate::mapcount::Accounting;
-use crate::space::{Access, Fault, FaultError, Manager, SpaceId};
-use crate::trace::{Event, Tenant, stamp};
+use crate::space::Access;
 
 const CHUNK: usize = 512;
 
@@ -239,62 +237,5 @@ impl Tlb for Machine {
                     FlushScope::Pages { first, pages } => !(first..first + pages).contains(&page),
                 }
         });
-    }
-}
-
-/// The tenant of a [`Machine`]: touches through the emulated MMU.
-#[derive(Debug)]
-pub struct ModelTenant<'m> {
-    machine: &'m Machine,
-    seed: u64,
-    /// Called for every fault served.
-    on_fault: fn(&Fault),
-}
-
-impl<'m> ModelTenant<'m> {
-    /// A tenant that stores stamps of `seed`.
-    #[must_use]
-    pub fn new(machine: &'m Machine, seed: u64) -> Self {
-        Self { machine, seed, on_fault: |_| {} }
-    }
-}
-
-impl<A: Accounting> Tenant<&Machine, A> for ModelTenant<'_> {
-    fn touch(
-        &mut self,
-        manager: &Manager<&Machine, A>,
-        space: SpaceId,
-        at: Gva,
-        pages: u64,
-        write: bool,
-    ) -> Result<u64, (Gva, FaultError)> {
-        let root = manager.root(space);
-        let access = if write { Access::Write } else { Access::Read };
-        let mut sum = 0u64;
-        for i in 0..pages {
-            let at = at.add_pages(i);
-            let word = loop {
-                if let Some(word) = self.machine.word(root, at, access) {
-                    break word;
-                }
-                let fault = manager.fault(space, at, access).map_err(|error| (at, error))?;
-                (self.on_fault)(&fault);
-            };
-            sum = sum.rotate_left(5) ^ word.load(Relaxed);
-            if write {
-                word.store(stamp(self.seed, at.page()), Relaxed);
-            }
-        }
-        Ok(sum)
-    }
-
-    fn now(&mut self) -> u64 {
-        0
-    }
-
-    fn ended(&mut self, _event: Event, _pages: u64, _since: u64) {}
-
-    fn leaving(&mut self, manager: &Manager<&Machine, A>, space: SpaceId) {
-        self.machine.leave(manager.root(space));
     }
 }

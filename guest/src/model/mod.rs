@@ -4,5 +4,7 @@
 
 pub mod contents;
 mod machine;
+mod tenant;
 
-pub use machine::{EmulatedMemory, Machine, ModelTenant, Stale};
+pub use machine::{EmulatedMemory, Machine, Stale};
+pub use tenant::ModelTenant;

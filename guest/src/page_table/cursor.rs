@@ -50,7 +50,10 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     }
 
     /// The next stretch of entries that are no tables, locked; `None` at the end of the range. The cursor moves behind it.
-    #[expect(clippy::should_implement_trait, reason = "a part borrows the tables, not the cursor, but holds a lock: not an iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a part borrows the tables, not the cursor, but holds a lock: not an iterator"
+    )]
     pub fn next(&mut self) -> Option<Part<'a, F, T>> {
         while self.at < self.end {
             let (table, level) = self.descend();
@@ -81,8 +84,17 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                     continue;
                 }
             }
-            let part =
-                Part { tables: self.tables, table, entries, level, base, range: first..i, straddles, _guard: Some(guard), format: PhantomData };
+            let part = Part {
+                tables: self.tables,
+                table,
+                entries,
+                level,
+                base,
+                range: first..i,
+                straddles,
+                _guard: Some(guard),
+                format: PhantomData,
+            };
             self.at = page_of(i);
             return Some(part);
         }
@@ -174,7 +186,9 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             let _child_guard = self.tables.lock(child);
             let entries = self.tables.entries(child);
             let Entry::Leaf(first) = F::decode(entries[0].load(Relaxed), below) else { return None };
-            if first.pfn.raw() & (level.entry_pages() - 1) != 0 || run_length::<F>(entries, 0, ENTRIES, below, Attrs::ACCESSED_DIRTY) < ENTRIES {
+            if first.pfn.raw() & (level.entry_pages() - 1) != 0
+                || run_length::<F>(entries, 0, ENTRIES, below, Attrs::ACCESSED_DIRTY) < ENTRIES
+            {
                 return None;
             }
             // An MMU may set bits through the old table until the flush. Accessed is claimed anyway; dirty is claimed where a store

@@ -30,22 +30,22 @@ pub enum Access {
     Fetch,
 }
 
-/// What a fault turned out to be.
+/// What a fault turned out to be. The numbers are the kinds of its timed sample; 1 is the floor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FaultKind {
     /// A new folio was allocated and mapped.
-    FirstTouch = 0,
+    FirstTouch = 2,
     /// A shared page was copied.
-    Copy = 1,
+    Copy = 3,
     /// A write-protected page turned out to be ours alone, or the object's own, and became writable.
-    Reuse = 2,
+    Reuse = 4,
     /// A folio that was in memory already was mapped.
-    Refault = 3,
+    Refault = 5,
     /// Nothing was missing: another CPU, or a stale translation.
-    Spurious = 4,
+    Spurious = 6,
     /// A page of a device window was entered.
-    Device = 5,
+    Device = 7,
 }
 
 /// A fault that was served.
@@ -147,7 +147,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Access::Fetch => VmaFlags::EXEC,
         };
         // As on x86: what may be written or executed may be read.
-        if !vma.flags().has(needed) && !(access == Access::Read && vma.flags().is_accessible()) {
+        let readable = access == Access::Read && vma.flags().is_accessible();
+        if !vma.flags().has(needed) && !readable {
             return Err(FaultError::Forbidden);
         }
         let write = access == Access::Write;
@@ -214,9 +215,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The level of the leaves that map a new folio of `order` where the lowest table there is at `lowest`; `None` when it would not fit one table.
     fn leaf_level(&self, order: Order, lowest: Level) -> Option<Level> {
         let highest = self.policy.max_leaf.min(lowest);
-        [Level::THREE, Level::TWO, Level::ONE].into_iter().find(|&level| {
-            level <= highest && level.leaf_order() <= order && order.pages() <= level.table_pages()
-        })
+        [Level::THREE, Level::TWO, Level::ONE]
+            .into_iter()
+            .find(|&level| level <= highest && level.leaf_order() <= order && order.pages() <= level.table_pages())
     }
 
     /// Whether the block of `order` at page `first` holds nothing yet; `place` is where the walk to a page of it ended.
@@ -290,9 +291,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         place: Place,
     ) -> Result<Attempt, FaultError> {
         let index = vma.index(page);
-        let (folio, was_cached) = self.cached_folio(vma.object(), index).map_err(|out_of_frames| {
-            if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd }
-        })?;
+        let (folio, was_cached) = self
+            .cached_folio(vma.object(), index)
+            .map_err(|out_of_frames| if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })?;
         let result = if write && vma.is_private() {
             self.copy_to_new(space, vma, page, folio, None)
         } else {
@@ -346,7 +347,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Ok(Again);
         }
         let step = level.entry_pages();
-        let window = window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
+        let window =
+            window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
         let (lowest, end) = (part.index(window.start), part.index(window.end - 1) + 1);
         let mut range: Range<usize> = at..at + 1;
         while range.start > lowest && part.is_absent(range.start - 1) {
@@ -448,9 +450,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
         let end = part.index((window.end - 1).max(part.page(i))) + 1;
-        let of_folio = |j: usize| {
-            part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end())
-        };
+        let of_folio = |j: usize| part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end());
         let mut first = i;
         while first > lowest && of_folio(first - 1) && part.run_length(first - 1, 2, Attrs::ACCESSED_DIRTY) == 2 {
             first -= 1;

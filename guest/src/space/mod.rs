@@ -404,7 +404,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The leaves of `folio` in the table of `part` and in `vma`, but for the entries `batch` themselves, if the scheme wants to know. `batch` holds indexes.
-    fn beside(&self, part: &Part<'_, LongMode, Self>, vma: Vma<'_>, folio: Folio<'_>, batch: Range<usize>) -> Neighbours {
+    fn beside(
+        &self,
+        part: &Part<'_, LongMode, Self>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        batch: Range<usize>,
+    ) -> Neighbours {
         if !A::NEEDS.tuple {
             return Neighbours::default();
         }
@@ -417,8 +423,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             // The batch is all that this vma and this table can hold of the folio.
             return Neighbours::default();
         }
-        let before = part.count_leaves_of(window.start..batch.start.clamp(window.start, window.end), folio.head(), folio.end());
-        let after = part.count_leaves_of(batch.end.clamp(window.start, window.end)..window.end, folio.head(), folio.end());
+        let before =
+            part.count_leaves_of(window.start..batch.start.clamp(window.start, window.end), folio.head(), folio.end());
+        let after =
+            part.count_leaves_of(batch.end.clamp(window.start, window.end)..window.end, folio.head(), folio.end());
         Neighbours { tuple: before + after }
     }
 

@@ -39,7 +39,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ///
     /// # Errors
     /// [`MapError::OutOfFrames`].
-    pub fn create_object(&self, kind: ObjectKind, contents: u32, pages: u64, order: Order) -> Result<ObjectId, MapError> {
+    pub fn create_object(
+        &self,
+        kind: ObjectKind,
+        contents: u32,
+        pages: u64,
+        order: Order,
+    ) -> Result<ObjectId, MapError> {
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.objects.alloc(&self.frames) else {
             self.free_table(root);

@@ -111,7 +111,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Splits whatever leaf reaches across `page`, so that a table boundary of the lowest level lies there.
-    fn split_at(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, flush: &mut Flush<Removed<'_>>) -> Result<(), OpenError> {
+    fn split_at(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        flush: &mut Flush<Removed<'_>>,
+    ) -> Result<(), OpenError> {
         loop {
             let mut cursor = space.table().cursor(self, page, page + 1);
             match cursor.next() {
@@ -188,10 +194,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             while at < page {
                 if let Some(folio) = leaf_at(at).and_then(|pfn| self.folio(pfn)) {
                     let window = vma.window(folio, span.clone());
-                    if window.end > page
-                        && count(folio, window.start..at) == 0
-                        && count(folio, page..window.end) > 0
-                    {
+                    if window.end > page && count(folio, window.start..at) == 0 && count(folio, page..window.end) > 0 {
                         tell(&self.counts(folio));
                     }
                 }

@@ -14,7 +14,14 @@ use core::sync::atomic::Ordering::Relaxed;
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Clears the leaves of `vma` in pages `first..end`, which lie inside it. What they led to travels in `flush`; when that is
     /// full it is finished on the way, with no lock but the space's held.
-    pub(super) fn zap<'a>(&'a self, space: &Space<'_>, vma: Vma<'a>, first: u64, end: u64, flush: &mut Flush<Removed<'a>>) {
+    pub(super) fn zap<'a>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        first: u64,
+        end: u64,
+        flush: &mut Flush<Removed<'a>>,
+    ) {
         let mut at = first;
         while at < end {
             if flush.is_full() {

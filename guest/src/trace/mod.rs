@@ -6,6 +6,7 @@ pub mod encode;
 mod form;
 mod op;
 mod replay;
+pub mod session;
 pub mod text;
 
 use crate::addr::Gva;
@@ -28,8 +29,11 @@ pub const fn file_word(object: u32, page: u64) -> u64 {
 /// lost its contents differs from one that was written.
 #[must_use]
 pub const fn stamp(seed: u64, page: u64) -> u64 {
-    (seed ^ page).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+    (seed ^ page).wrapping_mul(STAMP_FACTOR) | 1
 }
+
+/// The multiplier of [`stamp`]: 2^64 over the golden ratio.
+pub const STAMP_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Furthest page below its start that a stack mapping grows to in one step: Linux's default stack limit of 8 MiB.
 pub const STACK_REACH_PAGES: u64 = 2048;

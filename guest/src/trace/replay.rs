@@ -39,7 +39,14 @@ pub trait Tenant<M, A> {
     ///
     /// # Errors
     /// The first address that cannot be accessed, and why.
-    fn touch(&mut self, manager: &Manager<M, A>, space: SpaceId, at: Gva, pages: u64, write: bool) -> Result<u64, (Gva, FaultError)>;
+    fn touch(
+        &mut self,
+        manager: &Manager<M, A>,
+        space: SpaceId,
+        at: Gva,
+        pages: u64,
+        write: bool,
+    ) -> Result<u64, (Gva, FaultError)>;
 
     /// A clock.
     fn now(&mut self) -> u64;

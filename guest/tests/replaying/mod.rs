@@ -41,7 +41,7 @@ impl<'m, A: Accounting> Checked<'m, A> {
     /// Replays `ops`, calling `each` after every one; everything is gone at the end.
     pub fn run(&self, ops: &[Op], mut each: impl FnMut(&Self, &Replay<'_, &'m Machine, A>, usize)) {
         let mut contents = Contents::default();
-        let mut tenant = ModelTenant::new(self.machine, self.seed);
+        let mut tenant = ModelTenant::new(self.machine, self.seed, || 0);
         let mut replay = Replay::new(&self.manager, Pfn::new(DEVICE)).expect("frames for the replay");
         for (i, op) in ops.iter().enumerate() {
             let expected = contents.apply(op, self.seed).unwrap_or_else(|refused| panic!("operation {i}: {refused}"));

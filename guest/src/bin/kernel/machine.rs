@@ -25,6 +25,7 @@ pub struct Machine {
     count: u64,
     root: Cell<Option<Pfn>>,
     slow_ring0: bool,
+    clear_ticks: Cell<u64>,
 }
 
 impl Machine {
@@ -38,12 +39,18 @@ impl Machine {
             count: boot[boot::FRAMES_COUNT],
             root: Cell::new(None),
             slow_ring0: slow_ring0 && cpu::ring() == 0,
+            clear_ticks: Cell::new(0),
         }
     }
 
     /// The manager's frames: the first and how many.
     pub fn frames(&self) -> (Pfn, u64) {
         (Pfn::new(self.first), self.count)
+    }
+
+    /// TSC ticks spent on clearing frames so far.
+    pub fn clear_ticks(&self) -> u64 {
+        self.clear_ticks.get()
     }
 
     /// The ring the manager runs at, 0 or 3.
@@ -138,17 +145,19 @@ impl Memory for Machine {
     }
 
     fn zero(&self, first: Pfn, count: u64) {
+        let since = cpu::tsc();
         let to = self.alias(first, count);
         let words = count * WORDS;
         if self.slow_ring0 {
             // SAFETY: the alias map is open to ring 3 on this root, and the words are the manager's.
             self.on_scrub_root(|| unsafe { touch::zero(to, words) });
-            return;
+        } else {
+            // SAFETY: the words are the manager's; a string store is as good as a relaxed store of each word.
+            unsafe {
+                asm!("rep stosq", inout("rcx") words => _, inout("rdi") to => _, in("rax") 0, options(nostack, preserves_flags));
+            }
         }
-        // SAFETY: the words are the manager's; a string store is as good as a relaxed store of each word.
-        unsafe {
-            asm!("rep stosq", inout("rcx") words => _, inout("rdi") to => _, in("rax") 0, options(nostack, preserves_flags));
-        }
+        self.clear_ticks.set(self.clear_ticks.get() + (cpu::tsc() - since));
     }
 
     fn copy(&self, from: Pfn, to: Pfn) {
@@ -180,5 +189,9 @@ impl Tlb for Machine {
             }
             FlushScope::Pages { .. } | FlushScope::Space => self.flush_all(),
         }
+    }
+
+    fn new_root(&self, root: Pfn) {
+        self.adopt_root(root);
     }
 }

@@ -28,6 +28,7 @@ mod manager;
 mod mem;
 mod paging;
 mod panic;
+mod replay;
 mod results;
 mod ring;
 mod selftest;

@@ -134,6 +134,20 @@ pub fn samples() -> (u64, u64) {
     (next.load(Relaxed).saturating_sub(TOUCH_SAMPLES) / 8, lost.load(Relaxed))
 }
 
+/// Adds a sample of the manager's own.
+pub fn record(sample: Sample) {
+    // SAFETY: as in `mark`.
+    let (next, end, lost) = unsafe { (&touch_sample_next, &touch_sample_end, &touch_samples_lost) };
+    let at = next.load(Relaxed);
+    if at >= end.load(Relaxed) {
+        lost.fetch_add(1, Relaxed);
+        return;
+    }
+    // SAFETY: below the end of the mapped samples region, which only this CPU's programs and this function write.
+    unsafe { ptr::with_exposed_provenance_mut::<u64>(at as usize).write_volatile(sample.encode()) };
+    next.store(at + 8, Relaxed);
+}
+
 /// Sample `index`, if so many were made.
 pub fn sample(index: u64) -> Option<Sample> {
     if index >= samples().0 {

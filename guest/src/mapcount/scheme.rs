@@ -1,0 +1,97 @@
+//! The schemes by name and number, and how a choice made at run time becomes a type.
+
+use core::fmt;
+use core::str::FromStr;
+
+use super::{Accounting, None, Observe, Oracle, PerPage, Total, Tuples};
+
+/// Every scheme at once beside the oracle, `total` answering. For checking, never for timing.
+pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<None, Oracle>>>>;
+
+/// A scheme, chosen at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u64)]
+pub enum Scheme {
+    /// [`Total`].
+    #[default]
+    Total = 0,
+    /// [`None`](super::None).
+    None = 1,
+    /// [`PerPage`].
+    PerPage = 2,
+    /// [`Tuples`].
+    Tuples = 3,
+    /// [`Everything`].
+    All = 4,
+}
+
+/// Something to be done under a scheme.
+pub trait UnderScheme {
+    /// What comes of it.
+    type Output;
+    /// Does it under `A`.
+    fn run<A: Accounting>(self) -> Self::Output;
+}
+
+impl Scheme {
+    /// All of them.
+    pub const EACH: [Self; 5] = [Self::Total, Self::None, Self::PerPage, Self::Tuples, Self::All];
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Total => Total::NAME,
+            Self::None => None::NAME,
+            Self::PerPage => PerPage::NAME,
+            Self::Tuples => Tuples::NAME,
+            Self::All => "all",
+        }
+    }
+
+    /// The scheme with number `number`.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::EACH.into_iter().find(|&scheme| scheme as u64 == number)
+    }
+
+    /// Does `what` under this scheme.
+    pub fn run<T: UnderScheme>(self, what: T) -> T::Output {
+        match self {
+            Self::Total => what.run::<Total>(),
+            Self::None => what.run::<None>(),
+            Self::PerPage => what.run::<PerPage>(),
+            Self::Tuples => what.run::<Tuples>(),
+            Self::All => what.run::<Everything>(),
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// No scheme has this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownScheme;
+
+impl fmt::Display for UnknownScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no such scheme; there are")?;
+        for scheme in Scheme::EACH {
+            write!(f, " {scheme}")?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for UnknownScheme {}
+
+impl FromStr for Scheme {
+    type Err = UnknownScheme;
+    fn from_str(name: &str) -> Result<Self, UnknownScheme> {
+        Self::EACH.into_iter().find(|scheme| scheme.name() == name).ok_or(UnknownScheme)
+    }
+}

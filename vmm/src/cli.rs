@@ -1,0 +1,270 @@
+//! The program's arguments and commands.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use quire::addr::Order;
+use quire::mapcount::Scheme;
+
+use crate::doctor::{self, Host};
+use crate::error::Error;
+use crate::memory::{Backing, Populate};
+use crate::progress;
+use crate::replay::{Backend, Config, Ring, replay};
+use crate::report::Report;
+use crate::workload::Workload;
+use crate::{flat, kernel};
+
+const ABOUT: &str = "Maps memory in large folios on real page tables and counts who maps them";
+
+const LONG_ABOUT: &str = "\
+Quire boots a bare-metal page-table manager in a small VM and replays the memory operations of a real program on real \
+page tables, in folios as large as they fit. It measures faults, fork and teardown, and says what the mapcounts know: is a \
+folio mapped, shared, partly mapped, and at what cost. Every leaf is recounted on the way, and every word that a tenant \
+reads is compared.
+
+Without a command it does `quire run`.";
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 fine, 1 the run found a wrong count or failed, 2 usage, 3 a bad input file, 4 this host lacks what was asked for.
+Messages go to standard error; RUST_LOG=debug shows more of them.";
+
+#[derive(Parser, Debug)]
+#[command(name = "quire", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Boot the VM, replay a trace and print what was measured and checked
+    Run(RunArgs),
+    /// Write the kernel's image, to boot it under another machine
+    #[command(after_help = "\
+An ELF file with a PVH note: `qemu-system-x86_64 -kernel quire.elf` boots it. --flat writes the same image as one run of bytes, \
+to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it (or write it alone with \
+--orders, as the PVH module: -initrd). Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
+    Kernel(KernelArgs),
+    /// Say what this host offers and lacks, and how to get it
+    Doctor,
+}
+
+#[derive(Args, Debug, Default)]
+struct RunArgs {
+    /// The trace to replay; without it, one of a real program that comes with Quire
+    trace: Option<PathBuf>,
+    /// Where the manager runs: in a VM, or in this process over emulated frames (for hosts without /dev/kvm)
+    #[arg(long, value_name = "auto|kvm|model", default_value = "auto")]
+    backend: Backend,
+    /// The manager's ring in the VM; auto times a loop at both and picks
+    #[arg(long, value_name = "auto|0|3", default_value = "auto")]
+    ring: Ring,
+    /// Tables of tenant VMs; none exist yet
+    #[arg(long, value_enum, default_value = "none")]
+    stage2: Stage2,
+    /// The mapcount scheme: total, none, per-page, tuples; or all, for checking: every scheme observes beside the oracle
+    #[arg(long, value_name = "NAME", default_value = "total")]
+    scheme: Scheme,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vcpus: u32,
+    /// Memory for the manager's frames, like 512M or 2G; without it, as much as the trace asks for
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    mem: Option<u64>,
+    /// The largest folio order that faults on anonymous memory try, 0 to 18
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u8).range(0..=18))]
+    max_order: u8,
+    /// Map folios of order 9 and above by 4 KiB leaves
+    #[arg(long)]
+    small_leaves: bool,
+    /// The host's memory behind the VM's: anon, thp (MADV_HUGEPAGE), memfd
+    #[arg(long, value_name = "KIND", default_value = "anon")]
+    guest_memory: Backing,
+    /// Have the host give all memory before the guest starts
+    #[arg(long)]
+    populate: bool,
+    /// How often all leaves are recounted, the time at the end included
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoints: u64,
+    /// Seed of the words that tenants store
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Print JSON instead of text, or write it to FILE beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+enum Stage2 {
+    /// No tenant VMs.
+    #[default]
+    None,
+    /// Composed tables.
+    Shadow,
+    /// VMX.
+    Ept,
+    /// SVM.
+    Npt,
+}
+
+#[derive(Args, Debug)]
+struct KernelArgs {
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// One run of bytes for physical 1 MiB, instead of ELF
+    #[arg(long)]
+    flat: bool,
+    /// Append this trace to the flat image
+    #[arg(long, value_name = "FILE", requires = "flat")]
+    trace: Option<PathBuf>,
+    /// The machine's memory, which a flat image must be told
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256M", requires = "flat")]
+    mem: u64,
+}
+
+/// The program: what its arguments ask for, and the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).format_timestamp(None).init();
+    let result = match cli.command {
+        Some(Command::Run(args)) => run(&args),
+        None => run(&RunArgs::parse_from_defaults()),
+        Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Doctor) => print(&doctor::examine().to_string()).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("quire: {error}");
+        ExitCode::from(error.exit_code())
+    })
+}
+
+impl RunArgs {
+    /// What `quire run` without arguments means.
+    fn parse_from_defaults() -> Self {
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            run: RunArgs,
+        }
+        Defaults::parse_from(["quire"]).run
+    }
+
+    fn config(&self) -> Result<Config, Error> {
+        if self.vcpus != 1 {
+            return Err(Error::Lacks(format!("--vcpus {}: the kernel runs one virtual CPU so far", self.vcpus)));
+        }
+        if self.stage2 != Stage2::None {
+            return Err(Error::Lacks("--stage2: there are no tenant VMs in this version".to_owned()));
+        }
+        let order = Order::new(self.max_order);
+        Ok(Config {
+            backend: self.backend,
+            ring: self.ring,
+            scheme: self.scheme,
+            memory: self.mem,
+            guest_memory: self.guest_memory,
+            populate: if self.populate { Populate::Before } else { Populate::Lazy },
+            orders: (2 << order.get()) - 1,
+            max_leaf: quire::addr::Level::new(if self.small_leaves { 1 } else { 2 }),
+            checkpoints: self.checkpoints,
+            ..Config::default()
+        })
+    }
+}
+
+fn run(args: &RunArgs) -> Result<ExitCode, Error> {
+    let mut config = args.config()?;
+    let workload = match &args.trace {
+        Some(path) => Workload::read(path, args.seed)?,
+        None => Workload::shipped(args.seed)?,
+    };
+    let (backend, why) = config.backend.resolve();
+    if let Some(why) = why {
+        eprintln!("quire: {why}; running in this process instead");
+    }
+    config.backend = backend;
+    let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
+    let report = Report::new(&workload, &config, &measured, Host::here());
+    let json = || serde_json::to_string(&report).map_err(|error| Error::Exit(error.to_string()));
+    match &args.json {
+        Some(None) => print(&(json()? + "\n"))?,
+        Some(Some(file)) => {
+            write(file, (json()? + "\n").as_bytes())?;
+            print(&report.to_string())?;
+        }
+        None => print(&report.to_string())?,
+    }
+    if measured.passed {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("quire: {}", report.failure(&workload, &measured));
+    Ok(ExitCode::FAILURE)
+}
+
+fn write_kernel(args: &KernelArgs) -> Result<(), Error> {
+    if !args.flat {
+        return write(&args.output, kernel::ELF);
+    }
+    let mut bytes = flat::flatten(kernel::ELF)?;
+    if let Some(trace) = &args.trace {
+        let workload = Workload::read(trace, 1)?;
+        bytes.extend(flat::orders(&crate::replay::boot_words(&workload, &Config::default(), args.mem), &workload.encoded));
+    }
+    write(&args.output, &bytes)
+}
+
+fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fs::write(file, bytes).map_err(|error| Error::Write { file: file.display().to_string(), error })
+}
+
+/// Prints to standard output. A reader that has gone away is no failure of ours.
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Write { file: "standard output".to_owned(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Parses `64M`, `2G`, `1048576`.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        unit => return Err(format!("no unit is called {unit:?}: k, m, g")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a size is a number with k, m or g behind it".to_owned())?;
+    number.checked_mul(1 << shift).filter(|&bytes| bytes > 0).ok_or_else(|| "a size from 1 byte up".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, size};
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("64M"), Ok(64 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        for bad in ["", "M", "-1M", "0", "1X", "99999999999G", "1.5G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! What came of a replay: for people as text, for programs as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hdrhistogram::Histogram;
+use quire::abi::replay::{SAMPLE_CLEARED, audit_of, event_word, metadata_of, word};
+use quire::abi::sample::{FLOOR, Sample};
+use quire::mapcount::Scheme;
+use quire::space::FaultKind;
+use quire::trace::Event;
+use serde::Serialize;
+
+use crate::doctor::Host;
+use crate::replay::{Backend, Config, Measured};
+use crate::workload::Workload;
+
+/// Latencies, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 99 of 100 are at most this.
+    pub p99_ns: u64,
+    /// 999 of 1000 are at most this.
+    pub p999_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+}
+
+impl Latency {
+    fn of(samples: impl Iterator<Item = u64>) -> Self {
+        // Three digits are far below the noise; the range grows by itself.
+        let Ok(mut histogram) = Histogram::<u64>::new(3) else { return Self::default() };
+        histogram.auto(true);
+        for nanoseconds in samples {
+            // Cannot fail: the histogram grows with what it records.
+            let _ = histogram.record(nanoseconds);
+        }
+        if histogram.is_empty() {
+            return Self::default();
+        }
+        Self {
+            count: histogram.len(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            p999_ns: histogram.value_at_quantile(0.999),
+            max_ns: histogram.max(),
+        }
+    }
+}
+
+/// Faults of one kind and folio order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FaultRow {
+    /// What the fault was.
+    pub kind: &'static str,
+    /// Order of the folio.
+    pub order: u8,
+    /// Whether its frames had to be cleared first; `false` for frames known to be zero, or not to be cleared.
+    pub cleared: bool,
+    /// Pages mapped, on average.
+    pub pages: f64,
+    /// From before the access until after it.
+    #[serde(flatten)]
+    pub latency: Latency,
+}
+
+/// Operations of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct EventRow {
+    /// Per operation.
+    #[serde(flatten)]
+    pub latency: Latency,
+    /// Pages they were about, in all.
+    pub pages: u64,
+    /// Nanoseconds for each of these.
+    pub ns_per_page: f64,
+}
+
+/// Bytes that the manager spends on knowing what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Metadata {
+    /// Look-up, descriptors and per-page counts, for each frame managed.
+    pub bytes_per_frame: f64,
+    /// The same, for each folio mapped.
+    pub bytes_per_folio: f64,
+    /// Folios mapped.
+    pub folios: u64,
+    /// Of these, of order 1 and above.
+    pub large_folios: u64,
+    /// Frames managed.
+    pub frames: u64,
+    /// Bytes of vmas.
+    pub vma_bytes: u64,
+}
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    /// Recounts of all leaves.
+    pub recounts: u64,
+    /// Comparisons of counts and answers with what the recounts found.
+    pub checks: u64,
+    /// Comparisons that failed.
+    pub mismatches: u64,
+    /// Folios that the scheme called exclusive though two owners mapped them.
+    pub false_exclusive: u64,
+    /// Translations compared with two walks outside the guest.
+    pub walked: u64,
+    /// Access operations of which every word read was compared.
+    pub contents: u64,
+    /// Whether all memory was free and every count zero at the end.
+    pub clean: bool,
+}
+
+/// What the scheme knew at the checkpoint with the most leaves, beside what was so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Known {
+    /// Folios mapped.
+    pub folios: u64,
+    /// Leaves.
+    pub leaves: u64,
+    /// Pages mapped, each counted once.
+    pub mapped_pages: u64,
+    /// What the scheme's statistics say of them; `None` when it does not say.
+    pub said_mapped_pages: Option<u64>,
+    /// Folios that two owners map.
+    pub shared: u64,
+    /// Folios that the scheme takes for shared; `None` when it takes a walk to tell.
+    pub said_shared: Option<u64>,
+    /// Anonymous folios of which only some pages are mapped.
+    pub partial: u64,
+    /// Those of them that the scheme knows.
+    pub said_partial: u64,
+}
+
+/// What KVM and this process saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Kvm {
+    /// Exits to this process.
+    pub exits: u64,
+    /// Milliseconds from opening KVM until the guest was ready to run.
+    pub setup_ms: f64,
+    /// Milliseconds that the guest ran.
+    pub guest_ms: f64,
+    /// Milliseconds until everything was taken down.
+    pub teardown_ms: f64,
+    /// KVM's own statistics, those that are not zero.
+    pub stats: BTreeMap<String, u64>,
+}
+
+/// The whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub quire: &'static str,
+    /// `kvm` or `model`.
+    pub backend: String,
+    /// The ring of the manager, in a VM.
+    pub ring: Option<u64>,
+    /// Why that ring: nanoseconds of a fixed loop at ring 0 and 3.
+    pub ring_loop_ns: Option<(f64, f64)>,
+    /// What the host offers.
+    pub host: Host,
+    /// The trace.
+    pub trace: String,
+    /// What it says it is.
+    pub title: Option<String>,
+    /// The scheme.
+    pub scheme: &'static str,
+    /// Bytes of frames.
+    pub memory: u64,
+    /// The most of them in use after an operation.
+    pub peak_memory: u64,
+    /// Operations done.
+    pub ops: u64,
+    /// Operations in the trace.
+    pub trace_ops: u64,
+    /// Whether everything was right.
+    pub passed: bool,
+    /// All faults.
+    pub fault: Latency,
+    /// Faults by kind, order, and whether frames were cleared.
+    pub faults: Vec<FaultRow>,
+    /// Faults whose handler only stores a prepared entry, in the same run.
+    pub floor: Latency,
+    /// Median first touch of order 0 over the floor's median.
+    pub fault_to_floor: Option<f64>,
+    /// Nanoseconds for each page touched, faults included.
+    pub ns_per_page_touched: f64,
+    /// Forks.
+    pub fork: EventRow,
+    /// Ends of address spaces.
+    pub teardown: EventRow,
+    /// munmap.
+    pub unmap: EventRow,
+    /// mprotect.
+    pub protect: EventRow,
+    /// mremap.
+    pub remap: EventRow,
+    /// madvise.
+    pub advise: EventRow,
+    /// Changes from one tenant to another.
+    pub switches: u64,
+    /// Nanoseconds of one, on average.
+    pub switch_ns: f64,
+    /// Nanoseconds spent on clearing frames.
+    pub clearing_ns: f64,
+    /// Frames cleared, taken as known to be zero, copied.
+    pub frames_cleared: u64,
+    /// See `frames_cleared`.
+    pub frames_known_zero: u64,
+    /// See `frames_cleared`.
+    pub frames_copied: u64,
+    /// Metadata.
+    pub metadata: Metadata,
+    /// What the scheme knew.
+    pub known: Known,
+    /// What was compared.
+    pub audit: Audit,
+    /// Stage 2 of tenant VMs: there are none yet.
+    pub stage2: Option<()>,
+    /// What KVM saw, in a VM.
+    pub kvm: Option<Kvm>,
+    /// What a sample of nothing would show, in nanoseconds. It is in every latency.
+    pub bracket_ns: f64,
+    /// Samples that found no room.
+    pub samples_lost: u64,
+    /// What the manager said, when something was wrong.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub log: String,
+}
+
+const KINDS: [(FaultKind, &str); 6] = [
+    (FaultKind::FirstTouch, "first touch"),
+    (FaultKind::Copy, "copy-on-write"),
+    (FaultKind::Reuse, "reuse"),
+    (FaultKind::Refault, "refault"),
+    (FaultKind::Device, "device"),
+    (FaultKind::Spurious, "spurious"),
+];
+
+impl Report {
+    /// The report on `measured`.
+    #[must_use]
+    pub fn new(workload: &Workload, config: &Config, measured: &Measured, host: Host) -> Self {
+        let w = &measured.words;
+        let ns = |ticks: u64| (ticks as f64 * measured.tick_ns) as u64;
+        let is_fault = |sample: &&Sample| KINDS.iter().any(|(kind, _)| *kind as u8 == sample.kind);
+        let latency = |wanted: &dyn Fn(&&Sample) -> bool| {
+            Latency::of(measured.samples.iter().filter(wanted).map(|sample| ns(sample.ticks.into())))
+        };
+        let event = |event: Event| {
+            let at = event_word(event);
+            let (pages, ticks) = (w[at + 1], w[at + 2]);
+            EventRow {
+                latency: latency(&|sample| sample.kind == event as u8),
+                pages,
+                ns_per_page: ratio(ticks as f64 * measured.tick_ns, pages),
+            }
+        };
+        let faults = fault_rows(measured);
+        let floor = latency(&|sample| sample.kind == FLOOR);
+        let base = faults.iter().find(|row| row.kind == "first touch" && row.order == 0 && !row.cleared);
+        let found = audit_of(&w[word::KNOWN..]);
+        let metadata = metadata_of(&w[word::METADATA..]);
+        let bytes = metadata.carved_bytes + metadata.slot_bytes + metadata.folio_bytes;
+        let says_pages = config.scheme != Scheme::None;
+        Self {
+            quire: env!("CARGO_PKG_VERSION"),
+            backend: measured.backend.to_string(),
+            ring: measured.ring,
+            ring_loop_ns: measured.loops_ns,
+            host,
+            trace: workload.name.clone(),
+            title: workload.title.clone(),
+            scheme: config.scheme.name(),
+            memory: measured.memory,
+            peak_memory: w[word::PEAK_FRAMES] << 12,
+            ops: w[word::OPS],
+            trace_ops: workload.encoded.len() as u64,
+            passed: measured.passed,
+            fault: latency(&is_fault),
+            fault_to_floor: base
+                .filter(|_| floor.count > 0)
+                .map(|row| row.latency.p50_ns as f64 / floor.p50_ns as f64),
+            faults,
+            floor,
+            ns_per_page_touched: ratio(w[word::TOUCH_TICKS] as f64 * measured.tick_ns, w[word::TOUCH_PAGES]),
+            fork: event(Event::Fork),
+            teardown: event(Event::Teardown),
+            unmap: event(Event::Unmap),
+            protect: event(Event::Protect),
+            remap: event(Event::Remap),
+            advise: event(Event::Advise),
+            switches: w[word::SWITCHES],
+            switch_ns: ratio(w[word::SWITCH_TICKS] as f64 * measured.tick_ns, w[word::SWITCHES]),
+            clearing_ns: w[word::CLEAR_TICKS] as f64 * measured.tick_ns,
+            frames_cleared: w[word::CLEARED],
+            frames_known_zero: w[word::KNOWN_ZERO],
+            frames_copied: w[word::COPIED],
+            metadata: Metadata {
+                bytes_per_frame: ratio(bytes as f64, metadata.frames),
+                bytes_per_folio: ratio(bytes as f64, found.folios),
+                folios: found.folios,
+                large_folios: metadata.large_folios,
+                frames: metadata.frames,
+                vma_bytes: metadata.vma_bytes,
+            },
+            known: Known {
+                folios: found.folios,
+                leaves: found.leaves,
+                mapped_pages: found.distinct_pages,
+                said_mapped_pages: says_pages.then_some(found.said_pages),
+                shared: found.shared,
+                said_shared: (found.unknown_shared == 0).then_some(found.said_shared),
+                partial: found.partial,
+                said_partial: found.said_partial,
+            },
+            audit: Audit {
+                recounts: w[word::AUDITS],
+                checks: w[word::CHECKS],
+                mismatches: w[word::MISMATCHES],
+                false_exclusive: w[word::FALSE_EXCLUSIVE],
+                walked: w[word::WALKED],
+                contents: w[word::VERIFIED],
+                clean: w[word::CLEAN] == 1,
+            },
+            stage2: None,
+            kvm: measured.timings.map(|timings| Kvm {
+                exits: measured.exits,
+                setup_ms: (timings.open + timings.memory + timings.vm + timings.vcpu + timings.load).as_secs_f64() * 1e3,
+                guest_ms: timings.guest.as_secs_f64() * 1e3,
+                teardown_ms: timings.teardown.as_secs_f64() * 1e3,
+                stats: measured
+                    .stats
+                    .iter()
+                    .filter(|stat| stat.value > 0)
+                    .map(|stat| (stat.name.clone(), stat.value))
+                    .collect(),
+            }),
+            bracket_ns: measured.bracket_ns,
+            samples_lost: measured.samples_lost,
+            log: if measured.passed { String::new() } else { measured.log.clone() },
+        }
+    }
+
+    /// Why the replay did not pass, in one line: with the way out where frames ran out.
+    #[must_use]
+    pub fn failure(&self, workload: &Workload, measured: &Measured) -> String {
+        if measured.words[word::OUT_OF_FRAMES] == 1 {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            return format!(
+                "the trace needs about {} MiB of frames, --mem gives {} (operation {} found none)",
+                mib(workload.least_memory()),
+                mib(measured.memory),
+                measured.words[word::FAILED_OP].saturating_sub(1)
+            );
+        }
+        measured.log.lines().map(|line| line.trim_start_matches("quire: ")).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn ratio(sum: f64, count: u64) -> f64 {
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+fn fault_rows(measured: &Measured) -> Vec<FaultRow> {
+    let mut rows = Vec::new();
+    for (kind, name) in KINDS {
+        for order in 0..=18 {
+            for cleared in [false, true] {
+                let chosen = || {
+                    measured.samples.iter().filter(move |sample| {
+                        sample.kind == kind as u8
+                            && sample.order.get() == order
+                            && (sample.spare & SAMPLE_CLEARED != 0) == cleared
+                    })
+                };
+                let latency =
+                    Latency::of(chosen().map(|sample| (f64::from(sample.ticks) * measured.tick_ns) as u64));
+                if latency.count > 0 {
+                    let pages: u64 = chosen().map(|sample| u64::from(sample.spare & !SAMPLE_CLEARED)).sum();
+                    rows.push(FaultRow { kind: name, order, cleared, pages: ratio(pages as f64, latency.count), latency });
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// Nanoseconds with a unit that fits.
+struct Time(f64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0 {
+            ns if ns < 1e3 => format!("{ns:.0} ns"),
+            ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
+            ns if ns < 1e9 => format!("{:.1} ms", ns / 1e6),
+            ns => format!("{:.1} s", ns / 1e9),
+        };
+        f.pad(&text)
+    }
+}
+
+fn row(f: &mut fmt::Formatter<'_>, name: &str, latency: &Latency, rest: &str) -> fmt::Result {
+    let [p50, p99, p999, max] =
+        [latency.p50_ns, latency.p99_ns, latency.p999_ns, latency.max_ns].map(|ns| Time(ns as f64));
+    writeln!(f, "  {name:<34} {:>8} {p50:>10} {p99:>10} {p999:>10} {max:>10}  {rest}", latency.count)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = self.title.as_deref().map(|title| format!(" ({title})")).unwrap_or_default();
+        writeln!(f, "{}{title}", self.trace)?;
+        write!(f, "{} operations under `{}`", self.ops, self.scheme)?;
+        match (self.ring, self.ring_loop_ns) {
+            (Some(ring), Some((zero, three))) => {
+                writeln!(f, ", manager at ring {ring} of a VM (a fixed loop takes {} at ring 0, {} at ring 3)", Time(zero), Time(three))?;
+            }
+            _ => writeln!(f, ", manager in this process over emulated frames: no trap, no MMU, so these are not times of a machine")?,
+        }
+        if self.host.kvm_module.as_deref() == Some("kvm_pvm") && self.backend == Backend::Kvm.to_string() {
+            writeln!(f, "this KVM is KVM-PVM: it shadows page tables and emulates ring 0, so a fault costs tens of times what it does on VMX or SVM")?;
+        }
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(f, "{:.0} MiB of frames, at most {:.1} in use", mib(self.memory), mib(self.peak_memory))?;
+
+        writeln!(f, "\n  {:<34} {:>8} {:>10} {:>10} {:>10} {:>10}", "latency", "count", "p50", "p99", "p99.9", "max")?;
+        if self.floor.count > 0 {
+            row(f, "floor: a handler that stores one entry", &self.floor, "")?;
+        }
+        row(f, "all faults", &self.fault, "")?;
+        for fault in &self.faults {
+            let cleared = if fault.cleared { ", cleared" } else { "" };
+            let name = format!("  {}, order {}{cleared}", fault.kind, fault.order);
+            row(f, &name, &fault.latency, &format!("{:.1} pages each", fault.pages))?;
+        }
+        for (name, event) in [
+            ("fork", &self.fork),
+            ("teardown of a space", &self.teardown),
+            ("munmap", &self.unmap),
+            ("mprotect", &self.protect),
+            ("mremap", &self.remap),
+            ("madvise", &self.advise),
+        ] {
+            if event.latency.count > 0 {
+                row(f, name, &event.latency, &format!("{} a page, {} pages", Time(event.ns_per_page), event.pages))?;
+            }
+        }
+        if let Some(ratio) = self.fault_to_floor {
+            writeln!(f, "  first touch at order 0 is {ratio:.2} times the floor")?;
+        }
+        writeln!(f, "  every latency contains {} of time stamps; a page touched costs {} on average, faults included", Time(self.bracket_ns), Time(self.ns_per_page_touched))?;
+        writeln!(f, "  {} switches between tenants, {} each; clearing frames took {} in all", self.switches, Time(self.switch_ns), Time(self.clearing_ns))?;
+
+        let k = &self.known;
+        writeln!(f, "\n  what the mapcounts know, with {} leaves on {} folios", k.leaves, k.folios)?;
+        let said = |said: Option<u64>| said.map_or_else(|| "only a walk tells".to_owned(), |said| format!("`{}` says {said}", self.scheme));
+        writeln!(f, "    mapped pages              {:>8}  {}", k.mapped_pages, said(k.said_mapped_pages))?;
+        writeln!(f, "    folios of two owners      {:>8}  {}", k.shared, said(k.said_shared))?;
+        writeln!(f, "    folios partly mapped      {:>8}  {} of them known", k.partial, k.said_partial)?;
+        let m = &self.metadata;
+        writeln!(f, "    metadata                  {:.2} bytes a frame, {:.1} a folio", m.bytes_per_frame, m.bytes_per_folio)?;
+
+        let a = &self.audit;
+        writeln!(
+            f,
+            "\n  checked: {} recounts with {} comparisons, {} wrong; {} translations walked from outside; {} accesses read back; {}",
+            a.recounts,
+            a.checks,
+            a.mismatches,
+            a.walked,
+            a.contents,
+            if a.clean { "all memory free at the end" } else { "memory was not free at the end" }
+        )
+    }
+}
