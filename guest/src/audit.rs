@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::addr::{Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags};
 use crate::format::{Attrs, Leaf};
-use crate::mapcount::{Accounting, Truth};
+use crate::mapcount::{Accounting, Evidence, Truth};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Place;
 use crate::space::{Manager, PAGES_END, SpaceId, VmaFlags};
@@ -54,6 +54,22 @@ pub enum Mismatch {
         /// What was found.
         expected: u64,
     },
+    /// Leaves that a walk from the folio finds.
+    Reverse {
+        /// What the walk found.
+        has: u64,
+        /// What the tables hold.
+        expected: u64,
+    },
+    /// The quantities of one folio contradict each other: T >= M >= K >= V >= O and so on.
+    Quantities,
+    /// A statistic of the manager: AnonPages, Mapped or AnonHugePages.
+    Statistic {
+        /// What the manager says.
+        has: i64,
+        /// The sum over all folios.
+        expected: i64,
+    },
     /// Memory that no folio, table or record accounts for.
     Frames,
 }
@@ -68,6 +84,11 @@ impl fmt::Display for Mismatch {
             Self::Place => f.write_str("a leaf maps another page than its vma says"),
             Self::Exclusive => f.write_str("a page marked exclusive is mapped elsewhere too"),
             Self::Rss { has, expected } => write!(f, "Rss {has} where {expected} pages are mapped"),
+            Self::Reverse { has, expected } => write!(f, "{has} leaves found from the folio where {expected} are"),
+            Self::Quantities => f.write_str("the recount contradicts itself"),
+            Self::Statistic { has, expected } => {
+                write!(f, "a statistic of {has} pages where the folios make {expected}")
+            }
             Self::Frames => f.write_str("frames are lost"),
         }
     }
@@ -124,6 +145,31 @@ pub struct Recount {
     rows: Pfn,
     base: u64,
     frames: u64,
+    exhaustive: bool,
+}
+
+/// One folio before a recount.
+struct Seen<'a, M, A> {
+    recount: &'a Recount,
+    manager: &'a Manager<M, A>,
+    folio: Folio<'a>,
+}
+
+impl<M: Memory + Tlb, A: Accounting> Evidence for Seen<'_, M, A> {
+    fn cover(&self, page: u64) -> u64 {
+        self.recount.cover(self.manager, self.folio, page)
+    }
+    fn leaves_of(&self, owner: u32) -> Option<u64> {
+        self.recount.exhaustive.then(|| self.manager.count_leaves_of(self.folio, owner))
+    }
+}
+
+/// Pages that the scheme says are mapped, summed over all folios: what the statistics should be.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    anon: i64,
+    file: i64,
+    huge: i64,
 }
 
 impl Recount {
@@ -136,7 +182,13 @@ impl Recount {
     /// Recounts in the scratch frames from `rows` on, for a manager whose frames span `base..base + frames`.
     #[must_use]
     pub const fn new(rows: Pfn, base: Pfn, frames: u64) -> Self {
-        Self { rows, base: base.raw(), frames }
+        Self { rows, base: base.raw(), frames, exhaustive: false }
+    }
+
+    /// Also walks from every folio to its leaves, and counts them by owner. The time may grow with the square of the vmas: for tests.
+    #[must_use]
+    pub const fn exhaustive(self) -> Self {
+        Self { exhaustive: true, ..self }
     }
 
     fn row<'a, M: Memory>(&self, memory: &'a M, pfn: Pfn) -> &'a [AtomicU64] {
@@ -152,17 +204,27 @@ impl Recount {
         for space in manager.spaces() {
             self.count_space(manager, space, &mut audit);
         }
+        let mut said = Said::default();
         let span = manager.frames().span();
         let mut pfn = span.start;
         while pfn < span.end {
             let step = match manager.folio(pfn) {
                 Some(folio) if folio.head() == pfn => {
-                    self.check_folio(manager, folio, &mut audit);
+                    self.check_folio(manager, folio, &mut audit, &mut said);
                     folio.pages()
                 }
                 _ => 1,
             };
             pfn = pfn.add(step);
+        }
+        let statistics = manager.statistics();
+        for (statistic, expected) in [
+            (&statistics.anon_mapped, said.anon),
+            (&statistics.file_mapped, said.file),
+            (&statistics.huge_mapped, said.huge),
+        ] {
+            let has = statistic.get();
+            audit.check(has == expected, span.start, Mismatch::Statistic { has, expected });
         }
         // Exclusive marks can only be judged when all leaves are counted.
         for space in manager.spaces() {
@@ -285,10 +347,16 @@ impl Recount {
         manager: &Manager<M, A>,
         folio: Folio<'_>,
         audit: &mut Audit,
+        said: &mut Said,
     ) {
         let truth = self.truth(manager, folio);
+        audit.check(truth.is_coherent(folio.pages()), folio.head(), Mismatch::Quantities);
+        if self.exhaustive {
+            let has = manager.count_leaves(folio);
+            audit.check(has == truth.leaves, folio.head(), Mismatch::Reverse { has, expected: truth.leaves });
+        }
         let target = manager.counts(folio);
-        let verdict = A::check(&target, &truth, &|page| self.cover(manager, folio, page));
+        let verdict = A::check(&target, &truth, &Seen { recount: self, manager, folio });
         let wrong = verdict.err();
         audit.check(wrong.is_none(), folio.head(), Mismatch::Scheme(wrong.unwrap_or_default()));
         let expected = truth.leaves + u64::from(folio.flags().has(FolioFlags::CACHE));
@@ -302,7 +370,10 @@ impl Recount {
         audit.leaves += truth.leaves;
         audit.mapped_pages += truth.total;
         audit.distinct_pages += truth.distinct;
-        audit.said_pages += A::mapped_pages(&target).value().unwrap_or(0);
+        let pages = A::mapped_pages(&target).value().unwrap_or(0);
+        audit.said_pages += pages;
+        *(if folio.is_anon() { &mut said.anon } else { &mut said.file }) += pages as i64;
+        said.huge += A::huge_pages(&target).value().unwrap_or(0) as i64;
         audit.shared += u64::from(truth.owners > 1);
         match A::maybe_shared(&target, 0).value() {
             Some(said) => {

@@ -70,6 +70,17 @@ pub enum InitError {
     TooWide,
 }
 
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooSmall => "no whole 2 MiB block is left behind the metadata",
+            Self::TooWide => "the frames span more than 256 TiB",
+        })
+    }
+}
+
+impl core::error::Error for InitError {}
+
 /// How the frames are used, in frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameStats {

@@ -17,17 +17,17 @@ mod tuples;
 
 pub use none::None;
 pub use observe::Observe;
-pub use oracle::{Oracle, Truth};
-pub use per_page::PerPage;
+pub use oracle::{Evidence, Oracle, Truth};
+pub use per_page::{PerPage, PerPageCounters};
 pub use scheme::{Everything, Scheme, UnderScheme, UnknownScheme};
-pub use total::Total;
+pub use total::{Total, TotalCounters};
 pub use tuples::Tuples;
 
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use crate::addr::{Order, Pfn};
-use crate::folio::{Folio, Frames};
+use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -242,6 +242,18 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// 512 leaves in a table page of their own have become the one leaf of `b`. `beside`: what else stands in its (region, table).
     fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
 
+    /// Leaves are about to move by mremap, from the (region, table) of `from` to that of `to`: same folio, owner and pages. `beside_from` and `beside_to`
+    /// are what else stands there. Never refused: nothing is mapped that was not.
+    fn moved<M: Memory>(
+        _t: &Target<'_, M>,
+        _from: &Batch,
+        _beside_from: Neighbours,
+        _to: &Batch,
+        _beside_to: Neighbours,
+    ) -> Delta {
+        Delta::default()
+    }
+
     /// A region was cut in two inside the folio, and the table page at the cut holds leaves of it on both sides.
     fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
 
@@ -260,29 +272,58 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64>;
     /// Q12: how many pages of it are mapped (AnonPages, Mapped)? Errs to more.
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
+    /// Q13: how many pages of it count as mapped by 2 MiB leaves (AnonHugePages, FilePmdMapped)?
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
     /// Q14: is it partly mapped? Errs to no.
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
     /// Q15: after how many leaves may an rmap walk stop?
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
 
-    /// Compares the scheme's state and answers with what a recount found; what is wrong, by name. `cover` gives the leaves over a page.
+    /// Compares the scheme's state and answers with what a recount found; what is wrong, by name.
     ///
-    /// An exact answer must be the truth; one that errs must err to the side that the query names.
+    /// All of the state that follows from the leaves must be what the leaves say (SCHEMES.md, invariants). An exact answer must be the
+    /// truth; one that errs must err to the side that the query names.
     ///
     /// # Errors
     /// The name of the first thing that is wrong.
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
-        answers_agree::<Self, M>(t, truth, cover)
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        answers_agree::<Self, M>(t, truth, seen)
     }
+}
+
+fn ensure(good: bool, what: &'static str) -> Result<(), &'static str> {
+    if good { Ok(()) } else { Err(what) }
+}
+
+// The sizes that SCHEMES.md states.
+const _: () = {
+    assert!(None::STATE_WORDS == 0 && None::SMALL_EXTRA == 0 && None::PAGE_COUNTS == 0);
+    assert!(Tuples::STATE_WORDS * 8 == 8 && Tuples::SMALL_EXTRA == 0 && Tuples::PAGE_COUNTS == 0);
+    assert!(PerPage::STATE_WORDS * 8 == 16 && PerPage::SMALL_EXTRA == 0 && PerPage::PAGE_COUNTS == 1);
+    assert!(Total::STATE_WORDS * 8 == 32 && Total::SMALL_EXTRA == 0 && Total::PAGE_COUNTS == 0);
+    assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
+    assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
+};
+
+/// Words of the descriptor of a folio of order 0 under scheme `A`.
+#[must_use]
+pub const fn small_descriptor_words<A: Accounting>() -> usize {
+    (SMALL_HEADER_WORDS + A::SMALL_EXTRA).next_power_of_two()
+}
+
+/// Words of the descriptor of a larger folio under scheme `A`.
+#[must_use]
+pub const fn large_descriptor_words<A: Accounting>() -> usize {
+    let words = (HEADER_WORDS + A::STATE_WORDS).next_power_of_two();
+    if words < 8 { 8 } else { words }
 }
 
 /// The part of [`Accounting::check`] that follows from the answers alone.
 fn answers_agree<A: Accounting, M: Memory>(
     t: &Target<'_, M>,
     truth: &Truth,
-    cover: &dyn Fn(u64) -> u64,
+    seen: &dyn Evidence,
 ) -> Result<(), &'static str> {
-    let ensure = |good: bool, what| if good { Ok(()) } else { Err(what) };
     let mapped = truth.leaves > 0;
     match A::mapped(t) {
         Answer::Exact(said) => ensure(said == mapped, "mapped")?,
@@ -305,6 +346,10 @@ fn answers_agree<A: Accounting, M: Memory>(
         Answer::Errs(said) => ensure(said >= truth.distinct, "mapped pages, to the wrong side")?,
         _ => {}
     }
+    let huge = if t.order == Order::HUGE && truth.entire > 0 { t.pages() } else { 0 };
+    if let Answer::Exact(said) | Answer::Errs(said) = A::huge_pages(t) {
+        ensure(said == huge, "pages mapped by huge leaves")?;
+    }
     let partial = 0 < truth.distinct && truth.distinct < t.pages();
     match A::partially_mapped(t) {
         Answer::Exact(said) => ensure(said == partial, "partly mapped")?,
@@ -313,7 +358,7 @@ fn answers_agree<A: Accounting, M: Memory>(
     }
     for page in 0..t.pages() {
         match A::page_count(t, page) {
-            Answer::Exact(said) => ensure(said == cover(page), "leaves over a page")?,
+            Answer::Exact(said) => ensure(said == seen.cover(page), "leaves over a page")?,
             // Any other answer is the same for all pages.
             _ => break,
         }

@@ -1,4 +1,4 @@
-//! `none`: no mapcount (SCHEMES.md, D0; Torvalds, 19 Dec 2021).
+//! `none`: no mapcount (SCHEMES.md, `none`; Torvalds, 19 Dec 2021).
 //!
 //! Nothing is counted but references, which every scheme has. Whether a folio is mapped or shared takes an rmap walk; a write fault
 //! reuses a page only by its exclusive bit.
@@ -44,6 +44,9 @@ impl Accounting for None {
         Answer::Walk
     }
     fn mapped_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Walk
+    }
+    fn huge_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
         Answer::Walk
     }
     fn partially_mapped<M: Memory>(_t: &Target<'_, M>) -> Answer<bool> {

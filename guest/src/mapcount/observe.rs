@@ -1,6 +1,6 @@
 //! Two schemes at once: the first answers, the second observes. Nest them to watch any number in one run.
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target, Truth};
+use super::{Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -62,6 +62,16 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         B::collapse(&Self::second(t), b, beside);
         A::collapse(&Self::first(t), b, beside)
     }
+    fn moved<M: Memory>(
+        t: &Target<'_, M>,
+        from: &Batch,
+        beside_from: Neighbours,
+        to: &Batch,
+        beside_to: Neighbours,
+    ) -> Delta {
+        B::moved(&Self::second(t), from, beside_from, to, beside_to);
+        A::moved(&Self::first(t), from, beside_from, to, beside_to)
+    }
     fn region_cut<M: Memory>(t: &Target<'_, M>) {
         A::region_cut(&Self::first(t));
         B::region_cut(&Self::second(t));
@@ -88,6 +98,9 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         A::mapped_pages(&Self::first(t))
     }
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::huge_pages(&Self::first(t))
+    }
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::partially_mapped(&Self::first(t))
     }
@@ -95,8 +108,8 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         A::leaves(&Self::first(t))
     }
 
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
-        A::check(&Self::first(t), truth, cover)?;
-        B::check(&Self::second(t), truth, cover)
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        A::check(&Self::first(t), truth, seen)?;
+        B::check(&Self::second(t), truth, seen)
     }
 }

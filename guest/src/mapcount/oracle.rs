@@ -1,4 +1,4 @@
-//! The oracle: an observer that keeps what no scheme of constant size can, and the [`Truth`] that a recount of the tables finds.
+//! The oracle (SCHEMES.md, the oracle): an observer that keeps what no scheme of constant size can, and the [`Truth`] that a recount of the tables finds.
 //!
 //! As an observer it counts what it is *told*: leaves, and how many of them cover each page. A recount counts what is *there*. A
 //! difference means that somebody changed entries without saying so.
@@ -7,7 +7,7 @@ use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target
 use crate::memory::Memory;
 use crate::sync::Count32;
 
-/// The quantities of SCHEMES.md, section 1, of one folio, as found in the tables.
+/// The quantities of SCHEMES.md, ground truth, of one folio, as found in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Truth {
     /// M: leaves.
@@ -24,6 +24,29 @@ pub struct Truth {
     pub regions: u64,
     /// O: owners.
     pub owners: u64,
+}
+
+impl Truth {
+    /// Whether the quantities of a folio of `pages` pages fit together, as they always must.
+    #[must_use]
+    pub fn is_coherent(&self, pages: u64) -> bool {
+        let Self { leaves, total, entire, distinct, tuples, regions, owners } = *self;
+        let ordered = total >= leaves && leaves >= tuples && tuples >= regions && regions >= owners;
+        let none_or_all = (leaves == 0) == (distinct == 0) && (leaves == 0) == (owners == 0);
+        ordered
+            && none_or_all
+            && entire <= leaves
+            && distinct <= total.min(pages)
+            && (total - leaves).is_multiple_of(511)
+    }
+}
+
+/// What a recount can be asked about one folio beyond its [`Truth`].
+pub trait Evidence {
+    /// Leaves over page `page` of the folio.
+    fn cover(&self, page: u64) -> u64;
+    /// Leaves of the folio in the tables of `owner`; `None` where the recount did not look that closely.
+    fn leaves_of(&self, owner: u32) -> Option<u64>;
 }
 
 /// Exact counts of what it was told: M for the folio, and the leaves over each page.
@@ -57,33 +80,25 @@ impl Accounting for Oracle {
     const PAGE_COUNTS: usize = 1;
 
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
-        match t.small {
-            Some(count) => {
-                count.add(b.pages);
-            }
+        let first = match t.small {
+            Some(count) => usize::from(count.add(b.pages) == 0),
             None => {
                 Count32::low(&t.state[0]).add(b.leaves());
-                for page in b.first..b.first + b.pages {
-                    t.page(u64::from(page)).add(1);
-                }
+                (b.first..b.first + b.pages).filter(|&page| t.page(u64::from(page)).add(1) == 0).count()
             }
-        }
-        Ok(Delta::default())
+        };
+        Ok(Delta { mapped: first as i64, ..Delta::default() })
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
-        match t.small {
-            Some(count) => {
-                count.sub(b.pages);
-            }
+        let last = match t.small {
+            Some(count) => usize::from(count.sub(b.pages) == b.pages),
             None => {
                 Count32::low(&t.state[0]).sub(b.leaves());
-                for page in b.first..b.first + b.pages {
-                    t.page(u64::from(page)).sub(1);
-                }
+                (b.first..b.first + b.pages).filter(|&page| t.page(u64::from(page)).sub(1) == 1).count()
             }
-        }
-        Delta::default()
+        };
+        Delta { mapped: -(last as i64), ..Delta::default() }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
@@ -117,6 +132,9 @@ impl Accounting for Oracle {
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         let pages = (0..t.pages()).filter(|&page| Self::told_page(t, page) > 0).count() as u64;
         Answer::Exact(0 < pages && pages < t.pages())
+    }
+    fn huge_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Walk
     }
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Answer::Exact(Self::told_leaves(t))

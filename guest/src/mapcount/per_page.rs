@@ -1,41 +1,88 @@
-//! `per-page`: a count for every page, beside three for the folio (SCHEMES.md, A; Linux v6.10 and later).
+//! `per-page`: a count for every page, beside three for the folio (SCHEMES.md, `per-page`; Linux v6.10 and later).
 //!
 //! The precise scheme, and the one whose state and whose work grow with the folio. `entire` counts leaves as large as the
-//! folio, `page[i]` those of order 0 over page i; `visible` is how many pages have one, plus [`ENTIRE_MAPPED`] while `entire` is not 0.
+//! folio, `page[i]` all others over page i; `visible` is how many pages have one, plus [`PerPage::ENTIRE_MAPPED`] while `entire` is not 0.
+//!
+//! Linux knows no leaf between the two sizes, and none gets in here either. But a 1 GiB leaf that is split becomes 512 of them,
+//! and so do collapsed pages of a folio above order 9: each counts as one leaf and on every page it maps, and `between` says how many there are.
 
-use core::sync::atomic::Ordering::Relaxed;
-
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target};
+use super::{
+    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
+};
 use crate::addr::Order;
 use crate::memory::Memory;
 use crate::sync::Count32;
 
-/// Added to `visible` while a leaf maps the whole folio: above any number of pages.
-const ENTIRE_MAPPED: u32 = 0x80_0000;
+const ENTIRE_MAPPED: u32 = PerPage::ENTIRE_MAPPED;
 
-/// Counts per page: 12 bytes for the folio and 4 for every page.
+/// Counts per page: 16 bytes for the folio and 4 for every page.
 #[derive(Clone, Copy, Debug)]
 pub struct PerPage;
+
+/// What [`PerPage`] has counted for a folio as a whole: for reports and tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerPageCounters {
+    /// Leaves as large as the folio.
+    pub entire: u32,
+    /// Pages with a count of their own, plus [`PerPage::ENTIRE_MAPPED`] while `entire` is not 0.
+    pub visible: u32,
+    /// M: leaves.
+    pub leaves: u32,
+    /// Of those, the ones larger than a page and smaller than the folio.
+    pub between: u32,
+}
+
+impl PerPage {
+    /// Added to the count of visible pages while a leaf maps the whole folio: above any number of pages.
+    pub const ENTIRE_MAPPED: u32 = 0x80_0000;
+
+    /// The counters of the folio. One of order 0 has but the count of its page, and is never mapped as a whole.
+    #[must_use]
+    pub fn counters<M: Memory>(t: &Target<'_, M>) -> PerPageCounters {
+        if let Some(count) = t.small {
+            let leaves = count.get();
+            return PerPageCounters { entire: 0, visible: leaves.min(1), leaves, between: 0 };
+        }
+        let c = counts(t);
+        PerPageCounters {
+            entire: c.entire.get(),
+            visible: c.visible.get(),
+            leaves: c.leaves.get(),
+            between: c.between.get(),
+        }
+    }
+
+    /// The count of page `page`: leaves over it that are smaller than the folio.
+    #[must_use]
+    pub fn page<M: Memory>(t: &Target<'_, M>, page: u64) -> u32 {
+        t.small.unwrap_or_else(|| t.page(page)).get()
+    }
+}
 
 struct Counts<'a> {
     leaves: Count32<'a>,
     entire: Count32<'a>,
     visible: Count32<'a>,
+    between: Count32<'a>,
 }
 
 fn counts<'a, M: Memory>(t: &Target<'a, M>) -> Counts<'a> {
-    Counts { leaves: Count32::low(&t.state[0]), entire: Count32::high(&t.state[0]), visible: Count32::low(&t.state[1]) }
+    Counts {
+        leaves: Count32::low(&t.state[0]),
+        entire: Count32::high(&t.state[0]),
+        visible: Count32::low(&t.state[1]),
+        between: Count32::high(&t.state[1]),
+    }
 }
 
-/// Whether the leaf is as large as the folio; leaves in between have no representation here.
-fn is_entire<M: Memory>(t: &Target<'_, M>, leaf: Order) -> Result<bool, Refused> {
-    if leaf == Order::BASE {
-        Ok(false)
-    } else if leaf == t.order {
-        Ok(true)
-    } else {
-        Err(Refused::Shape)
-    }
+/// Whether the leaf is as large as the folio.
+fn is_entire<M: Memory>(t: &Target<'_, M>, leaf: Order) -> bool {
+    leaf > Order::BASE && leaf == t.order
+}
+
+/// Whether the leaf is larger than a page and smaller than the folio.
+fn is_between<M: Memory>(t: &Target<'_, M>, leaf: Order) -> bool {
+    leaf > Order::BASE && leaf < t.order
 }
 
 fn pages_of(b: &Batch) -> impl Iterator<Item = u64> {
@@ -55,12 +102,14 @@ impl Accounting for PerPage {
             t.admit(u64::from(count.get()), b.pages)?;
             return Ok(Delta { mapped: i64::from(count.add(b.pages) == 0), ..Delta::default() });
         }
+        if is_between(t, b.leaf) {
+            return Err(Refused::Shape);
+        }
         let c = counts(t);
-        let entire = is_entire(t, b.leaf)?;
         admit(t, b)?;
         let pages = t.pages() as i64;
         let mut delta = Delta::default();
-        if entire {
+        if is_entire(t, b.leaf) {
             if c.entire.add(1) == 0 {
                 let visible = c.visible.add(ENTIRE_MAPPED);
                 delta.mapped = (pages - i64::from(visible)).max(0);
@@ -85,16 +134,18 @@ impl Accounting for PerPage {
         }
         // The pages are visible already.
         let c = counts(t);
-        let entire = is_entire(t, b.leaf)?;
         admit(t, b)?;
-        if entire {
+        if is_entire(t, b.leaf) {
             c.entire.add(1);
             c.leaves.add(1);
         } else {
             for i in pages_of(b) {
                 t.page(i).add(1);
             }
-            c.leaves.add(b.pages);
+            c.leaves.add(b.leaves());
+            if is_between(t, b.leaf) {
+                c.between.add(b.leaves());
+            }
         }
         Ok(Delta::default())
     }
@@ -107,7 +158,10 @@ impl Accounting for PerPage {
         let pages = t.pages() as i64;
         let mut delta = Delta::default();
         c.leaves.sub(b.leaves());
-        if b.leaf == Order::BASE {
+        if is_between(t, b.leaf) {
+            c.between.sub(b.leaves());
+        }
+        if !is_entire(t, b.leaf) {
             let last = pages_of(b).filter(|&i| t.page(i).sub(1) == 1).count() as u32;
             if last > 0 {
                 let visible = c.visible.sub(last) - last;
@@ -127,12 +181,18 @@ impl Accounting for PerPage {
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
-        // Only leaves as large as the folio got in, and only those of 2 MiB split into leaves this scheme can count; a 1 GiB
-        // leaf splits into 2 MiB leaves and is counted as the pages it maps until those are split in turn.
         let c = counts(t);
+        c.leaves.add(511);
+        if is_between(t, b.leaf) {
+            // It counts on its pages already.
+            c.between.sub(1);
+            return Delta::default();
+        }
+        if b.leaf > Order::HUGE {
+            c.between.add(512);
+        }
         let first = pages_of(b).filter(|&i| t.page(i).add(1) == 0).count() as u32;
         c.visible.add(first);
-        c.leaves.add(511);
         let mut delta = Delta::default();
         if c.entire.sub(1) == 1 {
             c.visible.sub(ENTIRE_MAPPED);
@@ -143,6 +203,14 @@ impl Accounting for PerPage {
 
     fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let c = counts(t);
+        if is_between(t, b.leaf) {
+            c.between.add(1);
+            c.leaves.sub(511);
+            return Delta::default();
+        }
+        if b.leaf > Order::HUGE {
+            c.between.sub(512);
+        }
         let mut delta = Delta::default();
         if c.entire.add(1) == 0 {
             c.visible.add(ENTIRE_MAPPED);
@@ -198,6 +266,11 @@ impl Accounting for PerPage {
         })
     }
 
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        let huge = t.order == Order::HUGE && counts(t).entire.get() > 0;
+        Answer::Exact(if huge { t.pages() } else { 0 })
+    }
+
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         let pages = Self::mapped_pages(t).value().unwrap_or(0);
         Answer::Exact(0 < pages && pages < t.pages())
@@ -205,6 +278,27 @@ impl Accounting for PerPage {
 
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Answer::Exact(leaves(t))
+    }
+
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        if t.small.is_none() {
+            let PerPageCounters { entire, visible, leaves, between } = Self::counters(t);
+            let (entire, between) = (u64::from(entire), u64::from(between));
+            let (mut sum, mut pages) = (0, 0);
+            for page in 0..t.pages() {
+                let count = u64::from(t.page(page).get());
+                ensure(entire + count == seen.cover(page), "the count of a page")?;
+                sum += count;
+                pages += u64::from(count > 0);
+            }
+            ensure(u64::from(leaves) == truth.leaves, "M")?;
+            ensure(entire == truth.entire, "entire")?;
+            ensure(sum + entire == truth.leaves + 511 * between, "entire and pages beside M")?;
+            ensure(sum + entire * t.pages() == truth.total, "T of the pages")?;
+            let mark = if entire > 0 { u64::from(ENTIRE_MAPPED) } else { 0 };
+            ensure(u64::from(visible) == pages + mark, "visible pages")?;
+        }
+        answers_agree::<Self, M>(t, truth, seen)
     }
 }
 
@@ -217,7 +311,6 @@ fn leaves<M: Memory>(t: &Target<'_, M>) -> u64 {
 
 /// Admits on the pages mapped, so that splits always have room.
 fn admit<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<(), Refused> {
-    let word = t.state[0].load(Relaxed);
-    let (leaves, entire) = (word & 0xffff_ffff, word >> 32);
-    t.admit(leaves + entire * (t.pages() - 1), b.pages)
+    let PerPageCounters { entire, leaves, between, .. } = PerPage::counters(t);
+    t.admit(u64::from(leaves) + u64::from(entire) * (t.pages() - 1) + u64::from(between) * 511, b.pages)
 }

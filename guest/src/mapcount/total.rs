@@ -1,4 +1,4 @@
-//! `total`: mapcount and total mapped pages, with two owner slots (SCHEMES.md, F; Hildenbrand, 12 Apr 2026).
+//! `total`: mapcount and total mapped pages, with two owner slots (SCHEMES.md, `total`; Hildenbrand, 12 Apr 2026).
 //!
 //! M counts leaves of any order, T the pages they map; T never changes when a leaf is split. The slots hold how many leaves each of
 //! two owners has; a third makes the folio *maybe shared* until it drains. "Exclusive" is never wrong; "shared" may be.
@@ -10,7 +10,9 @@ use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target, Truth, answers_agree};
+use super::{
+    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
+};
 use crate::addr::Order;
 use crate::memory::Memory;
 use crate::sync::Field;
@@ -27,6 +29,32 @@ const WORDS: usize = 4;
 /// M, T and two owner slots: 32 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Total;
+
+/// What [`Total`] has counted: for reports and tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TotalCounters {
+    /// M: leaves.
+    pub leaves: u64,
+    /// T: pages they map.
+    pub pages: u64,
+    /// Two owners and how many of the leaves are known to be theirs; owner 0 for a free slot. A folio of order 0 has no slots.
+    pub slots: [(u32, u64); 2],
+    /// Somebody else than one owner may map it.
+    pub shared: bool,
+}
+
+impl Total {
+    /// The counters, read together.
+    #[must_use]
+    pub fn counters<M: Memory>(t: &Target<'_, M>) -> TotalCounters {
+        if let Some(count) = t.small {
+            let leaves = u64::from(count.get());
+            return TotalCounters { leaves, pages: leaves, slots: [(0, 0); 2], shared: leaves > 1 };
+        }
+        let State { ids, counts, shared, leaves, pages } = snapshot(t.state);
+        TotalCounters { leaves, pages, slots: [0, 1].map(|i| (ids[i] as u32, counts[i])), shared }
+    }
+}
 
 /// The state, taken out under the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +242,8 @@ impl Accounting for Total {
             None => {
                 // A lone page of a large folio is copied, so that the folio can go.
                 let state = snapshot(t.state);
-                Answer::Errs(state.leaves > 1 && !state.shared && state.leaves == refs)
+                let alone = state.leaves == 1 || !state.shared;
+                Answer::Errs(state.pages > 1 && alone && state.leaves == refs)
             }
         }
     }
@@ -234,6 +263,13 @@ impl Accounting for Total {
         Answer::Errs(if leaves(t) > 0 { t.pages() } else { 0 })
     }
 
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Exact(match t.small {
+            None if pmd_leaves(t, &snapshot(t.state)) > 0 => t.pages(),
+            _ => 0,
+        })
+    }
+
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         match t.small {
             Some(_) => Answer::Exact(false),
@@ -248,20 +284,22 @@ impl Accounting for Total {
         Answer::Exact(leaves(t))
     }
 
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         if t.small.is_none() {
             let state = snapshot(t.state);
-            if state.pages != truth.total {
-                return Err("T");
+            ensure(state.leaves == truth.leaves, "M")?;
+            ensure(state.pages == truth.total, "T")?;
+            ensure((state.pages - state.leaves).is_multiple_of(511), "T - M")?;
+            ensure(state.ids[0] != state.ids[1] || state.ids[0] == 0, "one owner in two slots")?;
+            for (id, count) in state.ids.into_iter().zip(state.counts) {
+                ensure((id == 0) == (count == 0), "a slot without an owner, or without leaves")?;
+                let within = id == 0 || seen.leaves_of(id as u32).is_none_or(|leaves| count <= leaves);
+                ensure(within, "a slot beyond its owner's leaves")?;
             }
-            if state.leaves == 0 && (state.ids != [0, 0] || state.shared) {
-                return Err("slots of an unmapped folio");
-            }
-            if state.counts[0] + state.counts[1] > state.leaves {
-                return Err("slots beyond M");
-            }
+            ensure(state.shared || truth.owners <= 1, "exclusive, though two owners map it")?;
+            ensure(state.leaves > 0 || (state.ids == [0, 0] && !state.shared), "slots of an unmapped folio")?;
         }
-        answers_agree::<Self, M>(t, truth, cover)
+        answers_agree::<Self, M>(t, truth, seen)
     }
 }
 

@@ -1,9 +1,11 @@
-//! `tuples`: how many (region, table page) pairs map any of the folio (SCHEMES.md, B-strict; Wilcox, 24 Jan 2023).
+//! `tuples`: how many (region, table page) pairs map any of the folio (SCHEMES.md, `tuples`; Wilcox, 24 Jan 2023).
 //!
 //! One count. Whether a batch is the first or the last of its tuple does not follow from it, so the caller looks at
 //! the at most 512 entries that the region's linear mapping gives this folio in the locked table. A cut or merge of regions inside a folio changes the count without touching any entry.
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target, Truth, answers_agree};
+use super::{
+    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
+};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -13,6 +15,14 @@ pub struct Tuples;
 
 fn count<'a, M: Memory>(t: &Target<'a, M>) -> Count32<'a> {
     t.small.unwrap_or_else(|| Count32::low(&t.state[0]))
+}
+
+impl Tuples {
+    /// K as the scheme has it: for reports and tests.
+    #[must_use]
+    pub fn count<M: Memory>(t: &Target<'_, M>) -> u32 {
+        count(t).get()
+    }
 }
 
 impl Accounting for Tuples {
@@ -48,6 +58,23 @@ impl Accounting for Tuples {
 
     fn collapse<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Delta {
         if beside.tuple > 0 {
+            count(t).sub(1);
+        }
+        Delta::default()
+    }
+
+    fn moved<M: Memory>(
+        t: &Target<'_, M>,
+        _from: &Batch,
+        beside_from: Neighbours,
+        _to: &Batch,
+        beside_to: Neighbours,
+    ) -> Delta {
+        // There before here, so that the folio is never unmapped in passing.
+        if beside_to.tuple == 0 {
+            count(t).add(1);
+        }
+        if beside_from.tuple == 0 {
             count(t).sub(1);
         }
         Delta::default()
@@ -97,6 +124,10 @@ impl Accounting for Tuples {
         Answer::Errs(if count(t).get() > 0 { t.pages() } else { 0 })
     }
 
+    fn huge_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Cannot
+    }
+
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         match t.small {
             Some(_) => Answer::Exact(false),
@@ -112,10 +143,8 @@ impl Accounting for Tuples {
         }
     }
 
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
-        if u64::from(count(t).get()) != truth.tuples {
-            return Err("K");
-        }
-        answers_agree::<Self, M>(t, truth, cover)
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        ensure(u64::from(count(t).get()) == truth.tuples, "K")?;
+        answers_agree::<Self, M>(t, truth, seen)
     }
 }

@@ -297,16 +297,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = if write && vma.is_private() {
             self.copy_to_new(space, vma, page, folio, None)
         } else {
-            self.map_cached(space, vma, page, folio, write, place.level).map(|attempt| match attempt {
-                Done(fault) if !was_cached => Done(Fault { kind: FaultKind::FirstTouch, ..fault }),
-                attempt => attempt,
-            })
+            let mut highest = self.policy.max_leaf.min(place.level);
+            loop {
+                match (self.map_cached(space, vma, page, folio, write, highest), highest.below()) {
+                    // Smaller leaves may have a representation.
+                    (Err(FaultError::Refused(Refused::Shape)), Some(below)) => highest = below,
+                    (Ok(Done(fault)), _) if !was_cached => {
+                        break Ok(Done(Fault { kind: FaultKind::FirstTouch, ..fault }));
+                    }
+                    (result, _) => break result,
+                }
+            }
         };
         self.put(folio, 1);
         result
     }
 
-    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet.
+    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet, by leaves of level `highest` at most.
     fn map_cached(
         &self,
         space: &Space<'_>,
@@ -314,7 +321,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         page: u64,
         folio: Folio<'_>,
         write: bool,
-        lowest: Level,
+        highest: Level,
     ) -> Result<Attempt, FaultError> {
         // A large leaf needs the block around the page congruent in the folio and whole in the vma.
         let congruent = |level: Level| {
@@ -324,7 +331,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 && within == (block..block + level.entry_pages())
                 && (vma.index(block) - folio.mapping().index) & (level.entry_pages() - 1) == 0
         };
-        let highest = self.policy.max_leaf.min(lowest);
         let level = [Level::THREE, Level::TWO]
             .into_iter()
             .find(|&level| level <= highest && congruent(level))

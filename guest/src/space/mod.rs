@@ -34,7 +34,9 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
 use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, Slab};
 use crate::format::LongMode;
-use crate::mapcount::{Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Target};
+use crate::mapcount::{
+    Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Target, large_descriptor_words, small_descriptor_words,
+};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part, Tables};
 use crate::sync::{WordGuard, lock_word};
@@ -185,11 +187,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// When the ranges are too small or too far apart; see [`InitError`].
     pub fn new(memory: M, ranges: &[Range<Pfn>], zeroed: bool, policy: Policy) -> Result<Self, InitError> {
-        let slot_words = (crate::folio::SMALL_HEADER_WORDS + A::SMALL_EXTRA).next_power_of_two();
-        let record_words = (crate::folio::HEADER_WORDS + A::STATE_WORDS).next_power_of_two().max(8);
         Ok(Self {
-            frames: Frames::new(memory, ranges, zeroed, slot_words, A::PAGE_COUNTS)?,
-            folios: Slab::new(record_words),
+            frames: Frames::new(memory, ranges, zeroed, small_descriptor_words::<A>(), A::PAGE_COUNTS)?,
+            folios: Slab::new(large_descriptor_words::<A>()),
             vmas: Slab::new(vma::WORDS),
             spaces: Directory::new(),
             objects: Directory::new(),
@@ -226,9 +226,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.policy = policy;
     }
 
-    /// Lowers the limit of a folio's counts, to see mappings refused. [`COUNT_LIMIT`] otherwise.
+    /// Lowers the limit of a folio's counts, to see mappings refused. It is [`COUNT_LIMIT`] otherwise, and never above.
     pub fn set_count_limit(&self, limit: u64) {
-        self.limit.store(limit, Relaxed);
+        self.limit.store(limit.min(COUNT_LIMIT), Relaxed);
     }
 
     /// What the metadata costs now.

@@ -190,7 +190,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let n = if leaf.attrs.has(Attrs::UNTRACKED) {
                     1
                 } else {
-                    self.move_counts(vma, target, part, &to, i..end, j)?
+                    self.move_counts(vma, target, part, &to, i..end, j)
                 };
                 let attrs = part.clear(i, n);
                 // The late bits of the MMU belong to the pages: they go along.
@@ -213,18 +213,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         to: &Part<'_, LongMode, Self>,
         range: Range<usize>,
         j: usize,
-    ) -> Result<usize, MapError> {
+    ) -> usize {
         let (folio, batch, n) = self.batch_at(vma, part, range.start, range.end, Attrs::ACCESSED_DIRTY);
         if A::NEEDS.tuple {
             let new = Batch { region: target.region(), table: to.table(), ..batch };
-            let beside = self.beside(to, target, folio, j..j + n);
-            // First there, then here: the folio is never unmapped in passing.
-            self.count(folio, &new, beside).map_err(MapError::Refused)?;
-            let beside = self.beside(part, vma, folio, range.start..range.start + n);
-            let delta = A::sub(&self.counts(folio), &batch, beside);
+            let here = self.beside(part, vma, folio, range.start..range.start + n);
+            let there = self.beside(to, target, folio, j..j + n);
+            let delta = A::moved(&self.counts(folio), &batch, here, &new, there);
             self.note(folio, delta);
         }
-        Ok(n)
+        n
     }
 }
 

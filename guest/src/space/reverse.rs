@@ -63,6 +63,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         leaves
     }
 
+    /// Of those, the leaves in the tables of `owner`.
+    pub(crate) fn count_leaves_of(&self, folio: Folio<'_>, owner: u32) -> u64 {
+        let mut leaves = 0;
+        let _ = self.walk_folio(folio, |space, _, _, range| {
+            leaves += if space.id.0 == owner { range.len() as u64 } else { 0 };
+            ControlFlow::Continue(())
+        });
+        leaves
+    }
+
     /// Whether two different owners map the folio, by a walk that stops at the second.
     pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> bool {
         let mut first = None;

@@ -28,7 +28,7 @@ impl<'m, A: Accounting> Checked<'m, A> {
     pub fn new(machine: &'m Machine, policy: Policy, seed: u64) -> Self {
         let managed = Pfn::new(0)..Pfn::new(FRAMES);
         let manager = Manager::new(machine, &[managed], true, policy).expect("enough frames");
-        let recount = Recount::new(Pfn::new(FRAMES), Pfn::new(0), FRAMES);
+        let recount = Recount::new(Pfn::new(FRAMES), Pfn::new(0), FRAMES).exhaustive();
         Self { manager, recount, machine, seed }
     }
 

@@ -1,0 +1,613 @@
+//! The worked scenarios of `SCHEMES.md`, caused as a tenant would cause them: every counter and answer must be what the tables there
+//! say, under every scheme alone and under all at once. The tables are read from that file, so it cannot lie.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use quire::addr::{Gva, Level, Order, Pfn};
+use quire::audit::Recount;
+use quire::folio::{Folio, FolioFlags};
+use quire::mapcount::{Accounting, Answer, Everything, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples};
+use quire::model::{Machine, ModelTenant};
+use quire::space::{Access, FaultError, Manager, Map, MapError, ObjectId, PAGES_END, Policy, SpaceId};
+use quire::trace::{Advice, ObjectKind, Prot, Tenant};
+
+const FRAMES: u64 = 4096;
+const READ: Prot = Prot { read: true, write: false, exec: false };
+const READ_WRITE: Prot = Prot { read: true, write: true, exec: false };
+/// Where things are mapped: a 1 GiB border.
+const AT: Gva = Gva::new(1 << 30);
+const ELSEWHERE: Gva = Gva::new(3 << 30);
+
+/// The cells of `scenario` in the table under `heading`, without the first.
+fn row(heading: &str, scenario: &str) -> Vec<&'static str> {
+    let text = include_str!("../SCHEMES.md");
+    let (_, section) = text.split_once(&format!("\n### {heading}\n")).expect("the heading");
+    let section = section.split("\n#").next().unwrap_or(section);
+    let line = section
+        .lines()
+        .find(|line| line.strip_prefix("| ").and_then(|line| line.split(' ').next()) == Some(scenario))
+        .unwrap_or_else(|| panic!("no row {scenario} under {heading}"));
+    line.split('|').skip(2).map(str::trim).collect()
+}
+
+/// The parts of a cell such as `yes / no`.
+fn parts(cell: &'static str) -> Vec<&'static str> {
+    cell.split('/').map(str::trim).collect()
+}
+
+/// Consecutive equal values, as `value x pages`.
+fn runs(values: impl Iterator<Item = u64>) -> String {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for value in values {
+        match runs.last_mut() {
+            Some((last, pages)) if *last == value => *pages += 1,
+            _ => runs.push((value, 1)),
+        }
+    }
+    runs.iter().map(|(value, pages)| format!("{value}x{pages}")).collect::<Vec<_>>().join(" ")
+}
+
+fn yes(answer: bool) -> &'static str {
+    if answer { "yes" } else { "no" }
+}
+
+fn pages<T: ToString>(answer: Answer<T>) -> String {
+    answer.value().map_or("?".into(), |n| n.to_string())
+}
+
+fn said(answer: Answer<bool>) -> &'static str {
+    answer.value().map_or("?", yes)
+}
+
+fn exclusive(answer: Answer<bool>) -> &'static str {
+    answer.value().map_or("?", |shared| yes(!shared))
+}
+
+/// The rows of one scenario, beside what a scheme says.
+struct Rows {
+    counters: Vec<&'static str>,
+    answers: Vec<&'static str>,
+}
+
+/// A scheme whose columns the tables have.
+trait Shown: Accounting {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str);
+}
+
+impl Shown for None {
+    fn compare(t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
+        assert_eq!(Self::mapped(t), Answer::Walk);
+        assert_eq!(Self::maybe_shared(t, 1), Answer::Walk);
+        assert_eq!(Self::mapped_pages(t), Answer::Walk);
+        assert_eq!(Self::page_count(t, 0), Answer::Walk);
+        assert_eq!(Self::may_reuse(t, 1, 1), Answer::Cannot);
+    }
+}
+
+impl Shown for PerPage {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        let visible = match c.visible.checked_sub(Self::ENTIRE_MAPPED) {
+            Some(pages) => format!("EM+{pages}"),
+            _ => c.visible.to_string(),
+        };
+        assert_eq!(format!("{} / {visible} / {}", c.entire, c.leaves), rows.counters[1], "entire / visible / leaves");
+        assert_eq!(runs((0..t.pages()).map(|page| u64::from(Self::page(t, page)))), rows.counters[2], "page counts");
+        assert_eq!(c.between, 0);
+        assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[0], "mapped pages, per-page");
+        assert_eq!(pages(Self::huge_pages(t)), parts(rows.answers[2])[0], "huge pages, per-page");
+        assert_eq!(said(Self::partially_mapped(t)), parts(rows.answers[5])[1], "partly mapped, per-page");
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(rows.answers[6])[1], "exclusive, per-page");
+    }
+}
+
+impl Shown for Tuples {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
+        assert_eq!(Self::count(t).to_string(), rows.counters[3], "K");
+        assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[1], "mapped pages, tuples");
+        assert_eq!(Self::partially_mapped(t), Answer::Cannot);
+        assert_eq!(Self::page_count(t, 0), Answer::Cannot);
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(rows.answers[6])[2], "exclusive, tuples");
+    }
+}
+
+impl Shown for Total {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        assert_eq!(format!("{}, {}", c.leaves, c.pages), rows.counters[4], "M, T");
+        let slots: Vec<_> =
+            c.slots.iter().filter(|slot| slot.0 != 0).map(|s| format!("{}:{}", name(s.0), s.1)).collect();
+        assert_eq!(format!("{}; {}", slots.join(" "), yes(c.shared)), rows.counters[5], "slots; shared");
+        assert_eq!(pages(Self::page_count(t, 0)), rows.answers[0], "average");
+        assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[2], "mapped pages, total");
+        assert_eq!(pages(Self::huge_pages(t)), parts(rows.answers[2])[1], "huge pages, total");
+        assert_eq!(said(Self::partially_mapped(t)), parts(rows.answers[5])[2], "partly mapped, total");
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(rows.answers[6])[3], "exclusive, total");
+    }
+}
+
+impl Shown for Oracle {
+    fn compare(_t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {}
+}
+
+impl<A: Shown, B: Shown> Shown for Observe<A, B> {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+        A::compare(&Self::first(t), rows, name);
+        B::compare(&Self::second(t), rows, name);
+    }
+}
+
+/// A machine with a manager, and the folio that the scenario is about.
+struct Stage<'m, A> {
+    machine: &'m Machine,
+    manager: Manager<&'m Machine, A>,
+    recount: Recount,
+    p: SpaceId,
+    /// The folio's first frame.
+    head: Pfn,
+}
+
+/// Order 9 only, with leaves of 2 MiB.
+fn huge() -> Policy {
+    Policy::only(Order::HUGE)
+}
+
+/// Order 9 only, mapped by pages.
+fn by_pages() -> Policy {
+    Policy { max_leaf: Level::ONE, ..huge() }
+}
+
+/// Plays a scenario on a fresh machine; nothing may be left at its end.
+fn play<A: Shown>(policy: Policy, scenario: impl FnOnce(&mut Stage<'_, A>)) {
+    play_in(FRAMES, policy, scenario);
+}
+
+/// As [`play`], with `frames` frames.
+fn play_in<A: Shown>(frames: u64, policy: Policy, scenario: impl FnOnce(&mut Stage<'_, A>)) {
+    let machine = Machine::new(frames + Recount::scratch_frames(frames));
+    let manager = Manager::new(&machine, &[Pfn::new(0)..Pfn::new(frames)], true, policy).expect("enough frames");
+    let recount = Recount::new(Pfn::new(frames), Pfn::new(0), frames).exhaustive();
+    let p = manager.create_space().expect("a frame");
+    let mut stage = Stage { machine: &machine, manager, recount, p, head: Pfn::new(0) };
+    scenario(&mut stage);
+    let spaces: Vec<_> = stage.manager.spaces().collect();
+    for space in spaces {
+        stage.exit(space);
+    }
+    stage.recount();
+}
+
+impl<A: Shown> Stage<'_, A> {
+    /// Maps `pages` pages of anonymous memory at [`AT`] and stores to the first.
+    fn anon(&mut self, pages: u64) {
+        self.manager.map(self.p, AT, pages, READ_WRITE, Map::Anon).expect("a free range");
+        self.touch(self.p, AT, true);
+        self.find(AT);
+    }
+
+    /// Maps `pages` pages of a new order-9 file at `at`, twice if `again`, and reads the first.
+    fn file(&mut self, at: Gva, pages: u64, again: Option<Gva>) -> ObjectId {
+        let file = self.manager.create_object(ObjectKind::File, 0, 512, Order::HUGE).expect("frames");
+        for at in [Some(at), again].into_iter().flatten() {
+            self.manager.map(self.p, at, pages, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+            self.touch(self.p, at, false);
+        }
+        self.find(at);
+        file
+    }
+
+    fn find(&mut self, at: Gva) {
+        let (_, leaf) = self.manager.page_table(self.p).lookup(&self.manager, at.page()).expect("a leaf");
+        self.head = self.manager.folio(leaf.pfn).expect("a folio").head();
+    }
+
+    fn touch(&self, space: SpaceId, at: Gva, write: bool) {
+        ModelTenant::new(self.machine, 1, || 0).touch(&self.manager, space, at, 1, write).expect("a page");
+    }
+
+    /// mprotect of the upper half of the 512 pages at [`AT`].
+    fn protect_half(&self, space: SpaceId, prot: Prot) {
+        self.manager.protect(space, AT.add_pages(256), 256, prot).expect("protected");
+    }
+
+    /// Splits the leaf at [`AT`] and leaves no other trace: half of it is protected, and unprotected again.
+    fn split(&self, space: SpaceId) {
+        self.protect_half(space, READ);
+        self.protect_half(space, READ_WRITE);
+    }
+
+    fn unmap(&self, space: SpaceId, pages: std::ops::Range<u64>) {
+        self.manager.unmap(space, AT.add_pages(pages.start), pages.end - pages.start).expect("unmapped");
+    }
+
+    fn fork(&self) -> SpaceId {
+        self.manager.fork(self.p).expect("a child")
+    }
+
+    fn exit(&self, space: SpaceId) {
+        assert!(self.manager.leave_space(space));
+        self.machine.leave(self.manager.root(space));
+        self.manager.destroy_space(space);
+    }
+
+    fn folio(&self) -> Folio<'_> {
+        self.manager.folio(self.head).expect("the folio")
+    }
+
+    fn recount(&self) {
+        let audit = self.recount.run(&self.manager);
+        assert_eq!(audit.mismatches, 0, "the recount disagrees: {:?}", audit.first);
+        assert_eq!(self.machine.stale(), Option::None, "a flush is missing");
+    }
+
+    /// Everything must be as the tables say in the rows of `scenario`. `others`: pages mapped of other folios.
+    fn see(&self, scenario: &str, others: u64) {
+        println!("{scenario} under {}", A::NAME);
+        self.recount();
+        let folio = self.folio();
+        let target = self.manager.counts(folio);
+
+        let truth = self.recount.truth(&self.manager, folio);
+        let cover = |page| self.recount.cover(&self.manager, folio, page);
+        let found =
+            [truth.leaves, truth.total, truth.entire, truth.distinct, truth.tuples, truth.regions, truth.owners];
+        let expected = row("The ground truth", scenario);
+        assert_eq!(found.map(|n| n.to_string())[..], expected[..7], "M T E U K V O");
+        assert_eq!(runs((0..folio.pages()).map(cover)), expected[7], "leaves over each page");
+
+        let rows = Rows { counters: row("The counters", scenario), answers: row("The answers", scenario) };
+        let leaf_refs = folio.refs() - u64::from(folio.flags().has(FolioFlags::CACHE));
+        assert_eq!(leaf_refs.to_string(), rows.counters[0], "references");
+        let name = |owner| if owner == self.p.raw() { "p" } else { "c" };
+        A::compare(&target, &rows, &name);
+
+        let partly = 0 < truth.distinct && truth.distinct < folio.pages();
+        assert_eq!(yes(partly), parts(rows.answers[5])[0], "partly mapped, truth");
+        assert_eq!(yes(truth.owners == 1), parts(rows.answers[6])[0], "exclusive, truth");
+
+        // The statistics are those of the first scheme; pages of order 0 are the same in every scheme that keeps any.
+        let statistics = self.manager.statistics();
+        let mapped = statistics.anon_mapped.get() + statistics.file_mapped.get();
+        let expected = A::mapped_pages(&target).value().map_or(0, |pages| pages + others);
+        assert_eq!(mapped, expected as i64, "AnonPages and Mapped");
+        assert_eq!(statistics.huge_mapped.get(), A::huge_pages(&target).value().unwrap_or(0) as i64, "AnonHugePages");
+
+        let average: f64 = rows.answers[0].parse().expect("an average");
+        for (space, cell) in self.manager.spaces().zip([rows.answers[3], rows.answers[4]]) {
+            let exact = self.pss(space, |page| cover(page) as f64);
+            assert_eq!(format!("{exact} / {}", self.pss(space, |_| average)), cell, "Pss of {}", name(space.raw()));
+        }
+    }
+
+    /// The pages of the folio that are charged to `space`, when page i is mapped by `leaves(i)` leaves.
+    fn pss(&self, space: SpaceId, leaves: impl Fn(u64) -> f64) -> f64 {
+        let folio = self.folio();
+        let mut sum = 0.0;
+        self.manager.page_table(space).for_each_leaf(&self.manager, PAGES_END, &mut |place, leaf| {
+            if folio.head() <= leaf.pfn && leaf.pfn < folio.end() {
+                let first = leaf.pfn.raw() - folio.head().raw();
+                sum += (first..first + place.level.entry_pages()).map(|page| 1.0 / leaves(page)).sum::<f64>();
+            }
+        });
+        sum
+    }
+}
+
+// --- the scenarios -------------------------------------------------------------------------------------------
+
+fn s1_s2_s4_split_and_partial_unmap<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.see("S1", 0);
+        stage.split(stage.p);
+        stage.see("S2", 0);
+        stage.unmap(stage.p, 100..512);
+        stage.see("S4", 0);
+    });
+}
+
+fn s2_mapped_by_pages<A: Shown>() {
+    play::<A>(by_pages(), |stage| {
+        stage.anon(512);
+        stage.see("S2", 0);
+    });
+}
+
+fn s3_across_a_table_border<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        let at = AT.add_pages(312);
+        stage.file(at, 512, Option::None);
+        stage.see("S3a", 0);
+        stage.touch(stage.p, at.add_pages(200), false);
+        stage.see("S3b", 0);
+    });
+}
+
+fn s5_three_pages_less_two<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.file(AT, 3, Option::None);
+        stage.see("S5a", 0);
+        stage.manager.advise(stage.p, AT.add_pages(1), 2, Advice::DontNeed).expect("advised");
+        stage.see("S5b", 0);
+    });
+}
+
+fn s6_fork_of_a_huge_leaf<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        let child = stage.fork();
+        stage.see("S6", 0);
+        stage.split(child);
+        stage.see("S6s", 0);
+        stage.touch(child, AT.add_pages(7), true);
+        // The child's copy is a folio of its own.
+        stage.see("S6c", 1);
+    });
+}
+
+fn s6c_without_a_split_before<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        let child = stage.fork();
+        stage.touch(child, AT.add_pages(7), true);
+        stage.see("S6c", 1);
+    });
+}
+
+fn s7_fork_of_pages<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.split(stage.p);
+        let child = stage.fork();
+        stage.see("S7", 0);
+        stage.unmap(stage.p, 256..512);
+        stage.unmap(child, 256..512);
+        stage.see("S7b", 0);
+        stage.exit(child);
+        stage.see("S7c", 0);
+    });
+}
+
+fn s9_twice_by_one_owner<A: Shown>() {
+    play::<A>(by_pages(), |stage| {
+        stage.file(AT, 512, Some(ELSEWHERE));
+        stage.see("S9", 0);
+    });
+}
+
+fn s10_moved_across_a_table_border<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.manager.remap(stage.p, AT, 512, ELSEWHERE.add_pages(16), 512).expect("moved");
+        stage.see("S10", 0);
+    });
+}
+
+fn s11_cut_by_mprotect<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.split(stage.p);
+        stage.protect_half(stage.p, READ);
+        stage.see("S11", 0);
+    });
+}
+
+fn s14_small_copy_of_a_large_folio<A: Shown>() {
+    play::<A>(Policy::only(Order::new(4)), |stage| {
+        stage.anon(16);
+        let child = stage.fork();
+        stage.touch(child, AT.add_pages(3), true);
+        stage.see("S14", 1);
+    });
+}
+
+macro_rules! under {
+    ($module:ident, $scheme:ty, $($scenario:ident)*) => {
+        mod $module {
+            $(#[test]
+            fn $scenario() {
+                super::$scenario::<$scheme>();
+            })*
+        }
+    };
+}
+
+macro_rules! under_every_scheme {
+    ($($scenario:ident),* $(,)?) => {
+        under!(none, super::None, $($scenario)*);
+        under!(per_page, super::PerPage, $($scenario)*);
+        under!(tuples, super::Tuples, $($scenario)*);
+        under!(total, super::Total, $($scenario)*);
+        under!(all_at_once, super::Everything, $($scenario)*);
+    };
+}
+
+under_every_scheme!(
+    s1_s2_s4_split_and_partial_unmap,
+    s2_mapped_by_pages,
+    s3_across_a_table_border,
+    s5_three_pages_less_two,
+    s6_fork_of_a_huge_leaf,
+    s6c_without_a_split_before,
+    s7_fork_of_pages,
+    s9_twice_by_one_owner,
+    s10_moved_across_a_table_border,
+    s11_cut_by_mprotect,
+    s14_small_copy_of_a_large_folio,
+);
+
+// --- beyond the tables ---------------------------------------------------------------------------------------
+
+/// S1, a fork, and the child exits: a store takes the leaf back as a whole, where the scheme knows that it is alone.
+fn whole_leaf_is_reused<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        let child = stage.fork();
+        stage.exit(child);
+        stage.touch(stage.p, AT.add_pages(9), true);
+        stage.see("S1", 0);
+        assert_eq!(stage.manager.statistics().copied.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn whole_leaf_is_reused_under_total() {
+    whole_leaf_is_reused::<Total>();
+}
+
+#[test]
+fn whole_leaf_is_reused_under_per_page() {
+    whole_leaf_is_reused::<PerPage>();
+}
+
+/// At the limit a fork and a fault are refused and leave no trace; splits and removals go through.
+fn refused_at_the_limit<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        stage.manager.set_count_limit(512);
+        assert_eq!(stage.manager.fork(stage.p), Err(MapError::Refused(Refused::Overflow)));
+        stage.see("S1", 0);
+        stage.split(stage.p);
+        stage.see("S2", 0);
+        stage.unmap(stage.p, 100..512);
+        stage.see("S4", 0);
+    });
+    play::<A>(by_pages(), |stage| {
+        let file = stage.file(AT, 512, Option::None);
+        stage.manager.set_count_limit(512);
+        stage.manager.map(stage.p, ELSEWHERE, 512, READ, Map::Shared(file, 0)).expect("a free range");
+        let refused = stage.manager.fault(stage.p, ELSEWHERE, Access::Read);
+        assert_eq!(refused, Err(FaultError::Refused(Refused::Overflow)));
+        stage.recount();
+        stage.unmap(stage.p, 0..512);
+        stage.touch(stage.p, ELSEWHERE, false);
+        stage.recount();
+    });
+}
+
+#[test]
+fn refused_at_the_limit_under_total() {
+    refused_at_the_limit::<Total>();
+}
+
+#[test]
+fn refused_at_the_limit_under_per_page() {
+    refused_at_the_limit::<PerPage>();
+}
+
+#[test]
+fn refused_at_the_limit_under_tuples() {
+    play::<Tuples>(huge(), |stage| {
+        stage.anon(512);
+        stage.manager.set_count_limit(1);
+        assert_eq!(stage.manager.fork(stage.p), Err(MapError::Refused(Refused::Overflow)));
+        stage.see("S1", 0);
+        // A move makes no mapping, even where it makes a tuple.
+        stage.manager.remap(stage.p, AT, 512, ELSEWHERE.add_pages(16), 512).expect("moved");
+        stage.see("S10", 0);
+    });
+}
+
+/// S15: three owners map a file folio; the two with slots exit, and the third reads as shared until it is gone.
+#[test]
+fn survivor_without_a_slot() {
+    play::<Everything>(by_pages(), |stage| {
+        let file = stage.file(AT, 512, Option::None);
+        let others = [(); 2].map(|()| {
+            let space = stage.manager.create_space().expect("a frame");
+            stage.manager.map(space, AT, 512, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+            stage.touch(space, AT, false);
+            stage.recount();
+            space
+        });
+        let total = || {
+            let counters = Total::counters(&Everything::first(&stage.manager.counts(stage.folio())));
+            let target = stage.manager.counts(stage.folio());
+            (counters.leaves, counters.slots, counters.shared, Everything::maybe_shared(&target, 0))
+        };
+        let [p, second, third] = [stage.p, others[0], others[1]];
+        let slots = [(p.raw(), 512), (second.raw(), 512)];
+        assert_eq!(total(), (1536, slots, true, Answer::Errs(true)), "S15");
+        stage.exit(p);
+        stage.exit(second);
+        stage.recount();
+        assert_eq!(total(), (512, [(0, 0); 2], true, Answer::Errs(true)), "S15b: false");
+        stage.unmap(third, 0..511);
+        stage.recount();
+        assert_eq!(total(), (1, [(0, 0); 2], true, Answer::Errs(false)), "S15c: one leaf has one owner");
+        stage.unmap(third, 511..512);
+        stage.recount();
+        assert_eq!(total(), (0, [(0, 0); 2], false, Answer::Errs(false)), "S15d");
+    });
+}
+
+/// Leaves smaller than the folio: `per-page` has no count for them when they are mapped, so its folio is mapped by pages.
+#[test]
+fn huge_leaves_of_a_larger_folio() {
+    fn counted<A: Shown>() -> u64 {
+        let mut leaves = 0;
+        play::<A>(huge(), |stage| {
+            let file = stage.manager.create_object(ObjectKind::Shared, 0, 2048, Order::new(11)).expect("frames");
+            stage.manager.map(stage.p, AT, 2048, READ, Map::Shared(file, 0)).expect("a free range");
+            for part in 0..4 {
+                stage.touch(stage.p, AT.add_pages(512 * part), false);
+            }
+            stage.find(AT);
+            stage.recount();
+            leaves = stage.recount.truth(&stage.manager, stage.folio()).leaves;
+            // Collapsing makes such leaves under any scheme, and splitting takes them apart again.
+            stage.manager.collapse(stage.p, AT);
+            stage.recount();
+            stage.manager.protect(stage.p, AT.add_pages(5), 700, READ_WRITE).expect("protected");
+            stage.recount();
+            stage.manager.collapse(stage.p, AT.add_pages(1536));
+            stage.recount();
+            stage.unmap(stage.p, 700..1600);
+            stage.recount();
+        });
+        leaves
+    }
+    assert_eq!(counted::<Total>(), 4, "S13a");
+    assert_eq!(counted::<Tuples>(), 4);
+    assert_eq!(counted::<PerPage>(), 2048);
+    assert_eq!(counted::<Everything>(), 2048);
+}
+
+/// S12: a folio of 1 GiB by one leaf, by 512, by 511 and 512 pages, and by a second owner's one leaf.
+fn gigabyte<A: Shown>() {
+    let policy = Policy { max_leaf: Level::THREE, ..huge() };
+    play_in::<A>(1 << 19, policy, |stage| {
+        let file = stage.manager.create_object(ObjectKind::Shared, 0, 1 << 18, Order::MAX).expect("frames");
+        stage.manager.map(stage.p, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(stage.p, AT, true);
+        stage.find(AT);
+        let truth = |stage: &Stage<'_, A>| {
+            stage.recount();
+            let truth = stage.recount.truth(&stage.manager, stage.folio());
+            (truth.leaves, truth.total, truth.tuples)
+        };
+        assert_eq!(truth(stage), (1, 1 << 18, 1), "S12a");
+        stage.manager.protect(stage.p, AT, 512, READ).expect("protected");
+        stage.manager.protect(stage.p, AT, 512, READ_WRITE).expect("protected");
+        assert_eq!(truth(stage), (512, 1 << 18, 1), "S12b");
+        stage.manager.protect(stage.p, AT, 1, READ).expect("protected");
+        stage.manager.protect(stage.p, AT, 1, READ_WRITE).expect("protected");
+        assert_eq!(truth(stage), (1023, 1 << 18, 2), "S12c");
+        let second = stage.manager.create_space().expect("a frame");
+        stage.manager.map(second, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(second, AT, true);
+        assert_eq!(truth(stage), (1024, 1 << 19, 3), "S12d");
+        stage.unmap(stage.p, 300..1 << 17);
+        stage.recount();
+    });
+}
+
+#[test]
+fn gigabyte_under_per_page() {
+    gigabyte::<PerPage>();
+}
+
+#[test]
+fn gigabyte_under_all() {
+    gigabyte::<Everything>();
+}
