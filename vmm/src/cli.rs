@@ -70,7 +70,7 @@ struct RunArgs {
     #[arg(long, value_name = "NAME", default_value = "total")]
     scheme: Scheme,
     /// Virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: u32,
     /// Memory for the manager's frames, like 512M or 2G; without it, as much as the trace asks for
     #[arg(long, value_name = "SIZE", value_parser = size)]

@@ -32,10 +32,12 @@ pub enum Error {
         error: kvm_ioctls::Error,
     },
     /// Guest memory of that size cannot be.
-    #[error("guest memory of {bytes} bytes cannot be: from 1 to {most}")]
+    #[error("memory of {bytes} bytes cannot be: from {least} to {most}")]
     MemorySize {
         /// What was asked for.
         bytes: u64,
+        /// The least that is of use.
+        least: u64,
         /// The most that can be had.
         most: u64,
     },

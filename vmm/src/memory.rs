@@ -68,8 +68,11 @@ impl Memory {
         // SAFETY: the mapping is ours, has that length, and outlives the view (field order).
         let region = unsafe { MmapRegion::build_raw(mapping.base, mapping.bytes, PROT, flags) }
             .map_err(|error| Error::Image(error.to_string()))?;
-        let region = GuestRegionMmap::new(region, GuestAddress(0))
-            .ok_or(Error::MemorySize { bytes, most: quire::abi::MAX_MEMORY })?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(Error::MemorySize {
+            bytes,
+            least: 1,
+            most: quire::abi::MAX_MEMORY,
+        })?;
         let view = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| Error::Image(error.to_string()))?;
         Ok(Self { view, mapping })
     }

@@ -450,10 +450,17 @@ impl fmt::Display for Report {
             row(f, "floor: a handler that stores one entry", &self.floor, "")?;
         }
         row(f, "all faults", &self.fault, "")?;
-        for fault in &self.faults {
+        // Rare rows say little and hide the others; JSON has them all.
+        let rare = self.fault.count / 100;
+        for fault in self.faults.iter().filter(|fault| fault.latency.count > rare) {
             let cleared = if fault.cleared { ", cleared" } else { "" };
             let name = format!("  {}, order {}{cleared}", fault.kind, fault.order);
             row(f, &name, &fault.latency, &format!("{:.1} pages each", fault.pages))?;
+        }
+        let rest = self.faults.iter().filter(|fault| fault.latency.count <= rare);
+        let (rows, faults) = rest.fold((0, 0), |(rows, faults), fault| (rows + 1, faults + fault.latency.count));
+        if rows > 0 {
+            writeln!(f, "    {faults} more in {rows} rows of at most {rare} each; --json lists them")?;
         }
         for (name, event) in [
             ("fork", &self.fork),

@@ -1,6 +1,7 @@
 //! A trace, read, checked, and made ready to be replayed.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use quire::abi::OP_WORDS;
@@ -18,7 +19,7 @@ pub const DEFAULT_NAME: &str = "shell";
 const DEFAULT: &[u8] = include_bytes!("../traces/shell.trace");
 
 /// The longest trace file that is read, in bytes.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A trace whose every operation a real kernel would accept, with what each access must read.
 #[derive(Clone, Debug)]
@@ -47,11 +48,14 @@ impl Workload {
     pub fn read(path: &Path, seed: u64) -> Result<Self, Error> {
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let refuse = |reason: String| Error::Trace { file: path.display().to_string(), line: None, reason };
-        let length = fs::metadata(path).map_err(|error| refuse(error.to_string()))?.len();
-        if length > MAX_BYTES {
-            return Err(refuse(format!("{length} bytes is longer than a trace may be ({MAX_BYTES})")));
+        let mut bytes = Vec::new();
+        // Whatever kind of file it is: no more than a trace may have.
+        File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|error| refuse(error.to_string()))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(refuse(format!("longer than a trace may be ({MAX_BYTES} bytes)")));
         }
-        let bytes = fs::read(path).map_err(|error| refuse(error.to_string()))?;
         Self::parse(&name, &path.display().to_string(), &bytes, seed)
     }
 

@@ -29,14 +29,14 @@ impl UnderScheme for InProcess<'_> {
 
     fn run<A: Accounting>(self) -> Self::Output {
         let Self { workload, config } = self;
-        let memory = config.memory.unwrap_or_else(|| workload.ample_memory());
+        let memory = config.memory(workload)?;
         let frames = memory >> 12;
         let rows = Recount::scratch_frames(frames);
         let machine = Machine::new(frames + rows + MAX_DEVICE_PAGES);
         let policy = Policy { orders: config.orders, large: LargeFolios::Always, max_leaf: config.max_leaf };
         let managed = Pfn::new(0)..Pfn::new(frames);
-        let too_small = Error::MemorySize { bytes: memory, most: quire::abi::MAX_MEMORY };
-        let manager = Manager::<_, A>::new(&machine, &[managed], true, policy).map_err(|_| too_small)?;
+        let manager = Manager::<_, A>::new(&machine, &[managed], true, policy)
+            .map_err(|error| Error::Lacks(error.to_string()))?;
         let session = Session {
             trace: &workload.encoded,
             interval: config.interval(workload),

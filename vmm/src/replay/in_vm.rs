@@ -33,7 +33,7 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
 }
 
 pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
-    let memory = config.memory.unwrap_or_else(|| workload.ample_memory());
+    let memory = config.memory(workload)?;
     let words = boot_words(workload, config);
     let samples = workload.summary.accesses + workload.encoded.len() as u64 + config.floor;
     // What the manager does not get comes on top: the recount's rows and the device window.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use quire::abi::sample::Sample;
-use quire::abi::{BootInfo, boot, ring};
+use quire::abi::{BootInfo, MAX_MEMORY, boot, ring};
 use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 
@@ -142,7 +142,20 @@ impl Default for Config {
     }
 }
 
+/// The least memory for frames: room for the floor, and for a manager that can still do something.
+pub const LEAST_MEMORY: u64 = 8 << 20;
+
 impl Config {
+    /// Bytes of frames for a replay of `workload`.
+    fn memory(&self, workload: &Workload) -> Result<u64, Error> {
+        let bytes = self.memory.unwrap_or_else(|| workload.ample_memory());
+        if (LEAST_MEMORY..=MAX_MEMORY).contains(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(Error::MemorySize { bytes, least: LEAST_MEMORY, most: MAX_MEMORY })
+        }
+    }
+
     /// Operations between two checkpoints.
     fn interval(&self, workload: &Workload) -> u64 {
         (workload.encoded.len() as u64).div_ceil(self.checkpoints.max(1)).max(1)

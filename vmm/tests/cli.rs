@@ -1,0 +1,118 @@
+//! The program as its users meet it: output, messages and exit codes. In this process, so that every host can run these.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn quire(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_quire")).args(arguments).output().unwrap()
+}
+
+/// It must fail with `code` and one line that contains `says`, and nothing on standard output.
+fn fails(arguments: &[&str], code: i32, says: &str) {
+    let output = quire(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    assert!(errors.contains(says), "{arguments:?}: {errors}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    // Usage errors come with a hint from the argument parser; ours are one line.
+    if code != 2 || errors.starts_with("quire:") {
+        assert_eq!(errors.lines().count(), 1, "{arguments:?}: {errors}");
+        assert!(errors.starts_with("quire: "), "{errors}");
+    }
+}
+
+fn scratch(name: &str, contents: &[u8]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{}-{name}", std::process::id()));
+    std::fs::write(&path, contents).unwrap();
+    path
+}
+
+#[test]
+fn a_run_prints_json_that_others_can_read() {
+    let output = quire(&["run", "--backend", "model", "--json", "--seed", "3"]);
+    assert!(output.status.success());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["backend"], "model");
+    assert_eq!(json["scheme"], "total");
+    assert_eq!(json["ops"], json["trace_ops"]);
+    assert_eq!(json["audit"]["mismatches"], 0);
+    for field in ["quire", "host", "trace", "fault", "fork", "teardown", "metadata", "audit", "known"] {
+        assert!(!json[field].is_null(), "{field} is missing");
+    }
+    assert!(json["fault"]["count"].as_u64().unwrap() > 100);
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn json_goes_to_a_file_beside_the_text() {
+    let file = scratch("result.json", b"");
+    let output = quire(&["run", "--backend", "model", &format!("--json={}", file.display())]);
+    assert!(output.status.success());
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(json["passed"], true);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("what the mapcounts know"));
+    std::fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn bad_traces_are_code_3_with_file_and_line() {
+    fails(&["run", "no-such-file"], 3, "trace no-such-file: ");
+    fails(&["run", "/"], 3, "trace /: ");
+    fails(&["run", "/dev/zero"], 3, "longer than a trace may be");
+    let line_of = |name: &str, text: &str, says: &str| {
+        let file = scratch(name, text.as_bytes());
+        fails(&["run", "--backend", "model", file.to_str().unwrap()], 3, says);
+        std::fs::remove_file(file).unwrap();
+    };
+    line_of("magic", "something else\n", "line 1: ");
+    line_of("cut", "quire-trace 1\nstart 0\n", "line ");
+    line_of("unmapped", "quire-trace 1\nstart 0\nr 0 1000\nend 2\n", "line 3: `r 0 1000`: nothing is mapped at 0x1000");
+    line_of("garbage", "quire-trace 1\nstart 0\nmap 0 zzz 1 rw- anon\nend 2\n", "line 3: ");
+    line_of("dead", "quire-trace 1\nstart 0\nexit 0\nexit 0\nend 3\n", "line 4: ");
+}
+
+#[test]
+fn usage_is_code_2() {
+    fails(&["frobnicate"], 2, "frobnicate");
+    fails(&["run", "--scheme", "best"], 2, "total none per-page tuples all");
+    fails(&["run", "--max-order", "19"], 2, "0..=18");
+    fails(&["run", "--mem", "lots"], 2, "a size is a number");
+    fails(&["run", "--backend", "model", "--mem", "4K"], 2, "memory of 4096 bytes cannot be");
+    fails(&["run", "--vcpus", "0"], 2, "--vcpus");
+}
+
+#[test]
+fn what_is_not_there_is_code_4() {
+    fails(&["run", "--vcpus", "2"], 4, "--vcpus 2");
+    fails(&["run", "--stage2", "ept"], 4, "--stage2");
+}
+
+#[test]
+fn too_little_memory_says_how_much() {
+    let output = quire(&["run", "--backend", "model", "--mem", "8M"]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("MiB of frames, --mem gives 8"), "{errors}");
+}
+
+#[test]
+fn the_kernel_image_is_written() {
+    let file = scratch("kernel", b"");
+    assert!(quire(&["kernel", "-o", file.to_str().unwrap()]).status.success());
+    assert!(std::fs::read(&file).unwrap().starts_with(b"\x7fELF"));
+    assert!(quire(&["kernel", "--flat", "-o", file.to_str().unwrap()]).status.success());
+    assert!(std::fs::metadata(&file).unwrap().len() > 100_000);
+    std::fs::remove_file(file).unwrap();
+    fails(&["kernel", "-o", "/no/such/folder/kernel"], 1, "/no/such/folder/kernel cannot be written");
+}
+
+#[test]
+fn the_doctor_looks_and_help_helps() {
+    let output = quire(&["doctor"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("/dev/kvm"));
+    let help = String::from_utf8(quire(&["--help"]).stdout).unwrap();
+    for word in ["run", "kernel", "doctor", "Exit codes", "RUST_LOG"] {
+        assert!(help.contains(word), "{word} is not in the help");
+    }
+}
