@@ -611,3 +611,23 @@ fn gigabyte_under_per_page() {
 fn gigabyte_under_all() {
     gigabyte::<Everything>();
 }
+
+/// Two owners map other halves of one folio: `per-page`, which knows no owners, takes it for exclusive. The others do not.
+#[test]
+fn false_exclusive() {
+    fn found<A: Shown>() -> u64 {
+        let mut found = 0;
+        play::<A>(by_pages(), |stage| {
+            let file = stage.file(AT, 256, Option::None);
+            let second = stage.manager.create_space().expect("a frame");
+            stage.manager.map(second, AT, 256, READ, Map::Shared(file, 256)).expect("a free range");
+            stage.touch(second, AT, false);
+            stage.recount();
+            found = stage.recount.run(&stage.manager).false_exclusive;
+        });
+        found
+    }
+    assert_eq!(found::<PerPage>(), 1);
+    assert_eq!(found::<Tuples>(), 0);
+    assert_eq!(found::<Total>(), 0);
+}

@@ -27,7 +27,7 @@ impl Attrs {
     pub const ACCESSED: Self = Self(1 << 3);
     /// The MMU has stored through the leaf, or we said so in advance.
     pub const DIRTY: Self = Self(1 << 4);
-    /// This mapping is the only one of its anonymous page (AnonExclusive; a software bit of the leaf, SCHEMES.md D7).
+    /// This mapping is the only one of its anonymous page (AnonExclusive; a software bit of the leaf: SCHEMES.md, the exclusive bit).
     pub const EXCLUSIVE: Self = Self(1 << 5);
     /// The leaf belongs to a region of class Pfn: it is never counted (a software bit).
     pub const UNTRACKED: Self = Self(1 << 6);

@@ -5,7 +5,7 @@
 //! in input and output, in one table page. What a scheme must know about the leaves beside the batch it asks for in [`Accounting::NEEDS`];
 //! a scheme that asks for nothing costs nothing.
 //!
-//! `SCHEMES.md` beside this crate is the law of every count.
+//! `SCHEMES.md` beside this crate is the law of every count; doc comments cite its sections by name.
 
 mod none;
 mod observe;

@@ -37,7 +37,7 @@ impl Accounting for None {
         Answer::Walk
     }
     fn may_reuse<M: Memory>(_t: &Target<'_, M>, _owner: u32, _refs: u64) -> Answer<bool> {
-        // D6: AnonExclusive only.
+        // The exclusive bit of the leaf or nothing (SCHEMES.md, references).
         Answer::Cannot
     }
     fn page_count<M: Memory>(_t: &Target<'_, M>, _page: u64) -> Answer<u64> {

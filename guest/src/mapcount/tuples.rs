@@ -106,7 +106,7 @@ impl Accounting for Tuples {
     }
 
     fn may_reuse<M: Memory>(t: &Target<'_, M>, _owner: u32, refs: u64) -> Answer<bool> {
-        // D6: references count leaves, tuples do not, so they cannot be compared; small folios can.
+        // References count leaves, tuples do not, so they cannot be compared (SCHEMES.md, references); small folios can.
         match t.small {
             Some(count) => Answer::Exact(count.get() == 1 && refs == 1),
             None => Answer::Cannot,
