@@ -60,4 +60,31 @@ pub trait Tlb {
     /// Drops every cached translation of the tables rooted at `root` within `scope`, on every CPU, and
     /// returns only when that has happened: what was mapped there may be freed afterwards.
     fn flush(&self, root: Pfn, scope: FlushScope);
+
+    /// A root table was made, with all entries absent. An embedder that keeps part of every address space for itself (an upper
+    /// half) enters it here, above the tenant's pages.
+    fn new_root(&self, root: Pfn) {
+        let _ = root;
+    }
+}
+
+impl<T: Memory> Memory for &T {
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        (**self).frame(pfn)
+    }
+    fn zero(&self, first: Pfn, count: u64) {
+        (**self).zero(first, count);
+    }
+    fn copy(&self, from: Pfn, to: Pfn) {
+        (**self).copy(from, to);
+    }
+}
+
+impl<T: Tlb> Tlb for &T {
+    fn flush(&self, root: Pfn, scope: FlushScope) {
+        (**self).flush(root, scope);
+    }
+    fn new_root(&self, root: Pfn) {
+        (**self).new_root(root);
+    }
 }

@@ -1,1 +1,27 @@
-//! The VMM.
+//! A small VMM that boots Quire's page-table manager under KVM.
+//!
+//! From file to results, one module for each step: [`kvm`] opens the device, [`layout`] says where things go,
+//! [`memory`] gets them memory, [`mod@boot`] fills it, [`vcpu`] runs the guest, [`exit`] says why it stopped, and [`mod@run`] is
+//! all of it in order. [`walk`] is the VMM's own view of the guest's tables, [`stats`] what KVM counted.
+//! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
+//! [`mod@record`] makes the traces that the guest replays.
+
+pub mod boot;
+pub mod cpuid;
+pub mod doctor;
+pub mod error;
+pub mod exit;
+pub mod flat;
+pub mod kernel;
+pub mod kvm;
+pub mod layout;
+pub mod memory;
+pub mod record;
+pub mod run;
+pub mod stats;
+pub mod vcpu;
+pub mod walk;
+mod watchdog;
+
+pub use error::Error;
+pub use run::{Host, MachineConfig, NoHost, Outcome, Paused, Status, Timings, run};

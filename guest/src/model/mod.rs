@@ -1,3 +1,8 @@
-//! References and stand-ins that tests and the in-process machine use; they need `alloc`, the manager itself does not.
+//! The in-process machine: the manager of a VM, without the VM. For hosts without KVM, and for the library's own tests.
+//!
+//! Needs `alloc`, which the manager itself does not.
 
 pub mod contents;
+mod machine;
+
+pub use machine::{EmulatedMemory, Machine, ModelTenant, Stale};

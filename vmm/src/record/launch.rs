@@ -71,6 +71,18 @@ impl Launched {
         self.go.write_all(&[1]).map_err(RecordError::system("start the command"))
     }
 
+    /// Ends the child, if it is still there and ours to end: a recording that failed leaves nothing behind.
+    pub(super) fn abandon(&self) {
+        // SAFETY: neither touches memory of ours. The child is reaped by nobody else, so its pid is still its own, or, when
+        // the tracer reaped it, gone; then both calls fail, which is fine.
+        unsafe {
+            if libc::waitpid(self.pid, ptr::null_mut(), libc::WNOHANG | libc::__WALL) == 0 {
+                libc::kill(self.pid, libc::SIGKILL);
+                libc::waitpid(self.pid, ptr::null_mut(), libc::__WALL);
+            }
+        }
+    }
+
     /// Why the child could not become the command. Waits until it has or is gone.
     pub(super) fn failure(&mut self) -> Option<io::Error> {
         let mut errno = [0; 4];

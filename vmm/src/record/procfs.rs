@@ -39,9 +39,10 @@ impl<'a> MapsLine<'a> {
     }
 
     fn prot(&self) -> u64 {
-        self.permissions.bytes().zip([(b'r', 1), (b'w', 2), (b'x', 4)]).fold(0, |prot, (byte, (letter, bit))| {
-            if byte == letter { prot | bit } else { prot }
-        })
+        self.permissions
+            .bytes()
+            .zip([(b'r', 1), (b'w', 2), (b'x', 4)])
+            .fold(0, |prot, (byte, (letter, bit))| if byte == letter { prot | bit } else { prot })
     }
 
     fn source(&self, pid: i32) -> Source {

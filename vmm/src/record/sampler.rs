@@ -153,7 +153,8 @@ fn parse(bytes: &[u8]) -> Option<(Option<Record>, &[u8])> {
     let misc = u16::from_ne_bytes(header[4..6].try_into().ok()?);
     let size = usize::from(u16::from_ne_bytes(header[6..].try_into().ok()?));
     let body = bytes.get(8..size)?;
-    let words: Vec<u64> = body.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?))).collect();
+    let words: Vec<u64> =
+        body.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?))).collect();
     Some((parse_body(kind, u32::from(misc), &words), &bytes[size..]))
 }
 

@@ -60,13 +60,39 @@ pub(super) struct Mapping {
 /// A call that changed mappings and succeeded. Ranges are of whole pages.
 #[derive(Clone, Debug)]
 pub(super) enum Call {
-    Map { mapping: Mapping, populate: bool },
-    Unmap { start: u64, end: u64 },
-    Protect { start: u64, end: u64, prot: ProtBits },
-    Remap { from: u64, length: u64, to: u64, new_length: u64 },
-    Advise { start: u64, end: u64, advice: quire::trace::Advice },
-    Populate { start: u64, end: u64, write: bool },
-    Brk { start: u64, end: u64 },
+    Map {
+        mapping: Mapping,
+        populate: bool,
+    },
+    Unmap {
+        start: u64,
+        end: u64,
+    },
+    Protect {
+        start: u64,
+        end: u64,
+        prot: ProtBits,
+    },
+    Remap {
+        from: u64,
+        length: u64,
+        to: u64,
+        new_length: u64,
+    },
+    Advise {
+        start: u64,
+        end: u64,
+        advice: quire::trace::Advice,
+    },
+    Populate {
+        start: u64,
+        end: u64,
+        write: bool,
+    },
+    Brk {
+        start: u64,
+        end: u64,
+    },
     /// It worked, but no operation of a trace says what it did.
     Inexpressible,
 }

@@ -1,0 +1,318 @@
+//! The recount: every leaf of every table, against what the counts say.
+//!
+//! Nothing here trusts the count layer. A [`Recount`] walks the tables of all spaces into rows of its own, one per
+//! frame, in memory that the manager does not manage, and then asks the scheme about every folio.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::addr::{Level, Order, Pfn};
+use crate::folio::{Folio, FolioFlags};
+use crate::format::{Attrs, Leaf};
+use crate::mapcount::{Accounting, Truth};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::Place;
+use crate::space::{Manager, PAGES_END, SpaceId, VmaFlags};
+
+/// Words of a row.
+const ROW: usize = 8;
+// A row holds, for its frame: the leaves over it; and, where a folio starts, what was seen of the folio.
+const COVER: usize = 0;
+const LEAVES: usize = 1;
+const TOTAL: usize = 2;
+const ENTIRE: usize = 3;
+const TUPLES: usize = 4;
+const REGIONS_OWNERS: usize = 5;
+const LAST_TABLE: usize = 6;
+const LAST_REGION_OWNER: usize = 7;
+
+/// What disagreed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The scheme's state or answer, by name.
+    Scheme(&'static str),
+    /// References other than leaves plus page cache.
+    References {
+        /// What the descriptor says.
+        has: u64,
+        /// What was found.
+        expected: u64,
+    },
+    /// A leaf that maps no folio.
+    NoFolio,
+    /// A leaf outside every vma, or with rights beyond its vma's.
+    Rights,
+    /// A leaf that maps another page than the vma's linear mapping says.
+    Place,
+    /// A page marked exclusive that another leaf maps too.
+    Exclusive,
+    /// A space's resident pages.
+    Rss {
+        /// What the space says.
+        has: u64,
+        /// What was found.
+        expected: u64,
+    },
+    /// Memory that no folio, table or record accounts for.
+    Frames,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scheme(what) => f.write_str(what),
+            Self::References { has, expected } => write!(f, "{has} references where {expected} were found"),
+            Self::NoFolio => f.write_str("a leaf maps no folio"),
+            Self::Rights => f.write_str("a leaf allows more than its vma"),
+            Self::Place => f.write_str("a leaf maps another page than its vma says"),
+            Self::Exclusive => f.write_str("a page marked exclusive is mapped elsewhere too"),
+            Self::Rss { has, expected } => write!(f, "Rss {has} where {expected} pages are mapped"),
+            Self::Frames => f.write_str("frames are lost"),
+        }
+    }
+}
+
+/// What a recount found, and what the scheme knew of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Comparisons made.
+    pub checks: u64,
+    /// Comparisons that failed.
+    pub mismatches: u64,
+    /// The first that failed, and the frame it was about.
+    pub first: Option<(Mismatch, u64)>,
+    /// Folios that the scheme calls exclusive though two owners map them.
+    pub false_exclusive: u64,
+    /// Mapped folios.
+    pub folios: u64,
+    /// Of those, of order 1 and above.
+    pub large_folios: u64,
+    /// Leaves, of any order.
+    pub leaves: u64,
+    /// Pages mapped, multiplicity counted.
+    pub mapped_pages: u64,
+    /// Distinct pages mapped.
+    pub distinct_pages: u64,
+    /// What the scheme's statistics say of the former, where it says anything.
+    pub said_pages: u64,
+    /// Folios mapped by two owners or more.
+    pub shared: u64,
+    /// Folios the scheme says may be.
+    pub said_shared: u64,
+    /// Folios the scheme cannot place without a walk.
+    pub unknown_shared: u64,
+    /// Anonymous folios partly mapped.
+    pub partial: u64,
+    /// Of those, the ones the scheme knows.
+    pub said_partial: u64,
+}
+
+impl Audit {
+    fn check(&mut self, good: bool, frame: Pfn, what: Mismatch) {
+        self.checks += 1;
+        if !good {
+            self.mismatches += 1;
+            self.first.get_or_insert((what, frame.raw()));
+        }
+    }
+}
+
+/// Memory for recounts.
+#[derive(Clone, Copy, Debug)]
+pub struct Recount {
+    rows: Pfn,
+    base: u64,
+    frames: u64,
+}
+
+impl Recount {
+    /// Frames of scratch memory that `frames` managed frames take.
+    #[must_use]
+    pub const fn scratch_frames(frames: u64) -> u64 {
+        (frames * ROW as u64 * 8).div_ceil(4096)
+    }
+
+    /// Recounts in the scratch frames from `rows` on, for a manager whose frames span `base..base + frames`.
+    #[must_use]
+    pub const fn new(rows: Pfn, base: Pfn, frames: u64) -> Self {
+        Self { rows, base: base.raw(), frames }
+    }
+
+    fn row<'a, M: Memory>(&self, memory: &'a M, pfn: Pfn) -> &'a [AtomicU64] {
+        let word = (pfn.raw() - self.base) as usize * ROW;
+        &memory.frame(self.rows.add((word / 512) as u64)).0[word % 512..word % 512 + ROW]
+    }
+
+    /// Recounts all leaves and compares. Nothing may change meanwhile.
+    pub fn run<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>) -> Audit {
+        let mut audit = Audit::default();
+        let memory = manager.memory();
+        memory.zero(self.rows, Self::scratch_frames(self.frames));
+        for space in manager.spaces() {
+            self.count_space(manager, space, &mut audit);
+        }
+        let span = manager.frames().span();
+        let mut pfn = span.start;
+        while pfn < span.end {
+            let step = match manager.folio(pfn) {
+                Some(folio) if folio.head() == pfn => {
+                    self.check_folio(manager, folio, &mut audit);
+                    folio.pages()
+                }
+                _ => 1,
+            };
+            pfn = pfn.add(step);
+        }
+        // Exclusive marks can only be judged when all leaves are counted.
+        for space in manager.spaces() {
+            manager.page_table(space).for_each_leaf(manager, PAGES_END, &mut |place, leaf| {
+                if leaf.attrs.has(Attrs::EXCLUSIVE) && !leaf.attrs.has(Attrs::UNTRACKED) {
+                    let alone = (0..place.level.entry_pages())
+                        .all(|i| self.row(memory, leaf.pfn.add(i))[COVER].load(Relaxed) == 1);
+                    audit.check(alone, leaf.pfn, Mismatch::Exclusive);
+                }
+            });
+        }
+        audit
+    }
+
+    fn count_space<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, space: SpaceId, audit: &mut Audit) {
+        let mut rss = 0;
+        let mut vmas = manager.vmas(space).peekable();
+        // Leaves come table by table, a large leaf before the tables beside it: look a vma up for each that is out of order.
+        let mut current = vmas.next();
+        manager.page_table(space).for_each_leaf(manager, PAGES_END, &mut |place, leaf| {
+            let inside = |vma: &crate::space::Vma<'_>| vma.start() <= place.page && place.page < vma.end();
+            if !current.as_ref().is_some_and(inside) {
+                current = manager.vmas(space).find(inside);
+            }
+            rss += self.count_leaf(manager, space, current, place, leaf, audit);
+        });
+        let has = manager.rss(space);
+        audit.check(has == rss, manager.root(space), Mismatch::Rss { has, expected: rss });
+    }
+
+    /// Enters one leaf; the pages it adds to Rss.
+    fn count_leaf<M: Memory + Tlb, A: Accounting>(
+        &self,
+        manager: &Manager<M, A>,
+        space: SpaceId,
+        vma: Option<crate::space::Vma<'_>>,
+        place: Place,
+        leaf: Leaf,
+        audit: &mut Audit,
+    ) -> u64 {
+        let pages = place.level.entry_pages();
+        let Some(vma) = vma.filter(|vma| place.page + pages <= vma.end()) else {
+            audit.check(false, leaf.pfn, Mismatch::Rights);
+            return pages;
+        };
+        let flags = vma.flags();
+        let rights = (!leaf.attrs.has(Attrs::WRITE) || flags.has(VmaFlags::WRITE))
+            && (!leaf.attrs.has(Attrs::EXEC) || flags.has(VmaFlags::EXEC))
+            && (!leaf.attrs.has(Attrs::USER) || flags.is_accessible());
+        audit.check(rights, leaf.pfn, Mismatch::Rights);
+        if leaf.attrs.has(Attrs::UNTRACKED) {
+            audit.check(flags.has(VmaFlags::DEVICE), leaf.pfn, Mismatch::Place);
+            return 0;
+        }
+        let Some(folio) = manager.folio(leaf.pfn) else {
+            audit.check(false, leaf.pfn, Mismatch::NoFolio);
+            return pages;
+        };
+        let mapping = folio.mapping();
+        let object = if folio.is_anon() { vma.family() } else { vma.object() };
+        let linear = mapping.index + (leaf.pfn.raw() - folio.head().raw()) == vma.index(place.page);
+        audit.check(linear && object == mapping.object, leaf.pfn, Mismatch::Place);
+        // A private page that may be written must be ours alone, and a file's own page never may.
+        let private_write = leaf.attrs.has(Attrs::WRITE) && vma.is_private();
+        let safe = !private_write || (folio.is_anon() && leaf.attrs.has(Attrs::EXCLUSIVE));
+        audit.check(safe, leaf.pfn, Mismatch::Exclusive);
+
+        let memory = manager.memory();
+        let row = self.row(memory, folio.head());
+        add(&row[LEAVES], 1);
+        add(&row[TOTAL], pages);
+        if place.level.leaf_order() == folio.order() && place.level > Level::ONE {
+            add(&row[ENTIRE], 1);
+        }
+        for i in 0..pages {
+            add(&self.row(memory, leaf.pfn.add(i))[COVER], 1);
+        }
+        // Spaces, and in each the leaves of a table within a vma, come one after the other: a change of any is a new one.
+        let owner = u64::from(space.raw());
+        let region = u64::from(vma.region());
+        let last = row[LAST_REGION_OWNER].load(Relaxed);
+        if last & 0xffff_ffff != owner {
+            add(&row[REGIONS_OWNERS], 1);
+        }
+        if last >> 32 != region {
+            add(&row[REGIONS_OWNERS], 1 << 32);
+        }
+        if last >> 32 != region || row[LAST_TABLE].load(Relaxed) != place.table.raw() {
+            add(&row[TUPLES], 1);
+        }
+        row[LAST_TABLE].store(place.table.raw(), Relaxed);
+        row[LAST_REGION_OWNER].store(region << 32 | owner, Relaxed);
+        pages
+    }
+
+    /// What the last [`run`](Self::run) found about a folio.
+    pub fn truth<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, folio: Folio<'_>) -> Truth {
+        let memory = manager.memory();
+        let row = self.row(memory, folio.head());
+        let distinct = (0..folio.pages()).filter(|&i| self.cover(manager, folio, i) > 0).count() as u64;
+        let regions_owners = row[REGIONS_OWNERS].load(Relaxed);
+        Truth {
+            leaves: row[LEAVES].load(Relaxed),
+            total: row[TOTAL].load(Relaxed),
+            entire: row[ENTIRE].load(Relaxed),
+            distinct,
+            tuples: row[TUPLES].load(Relaxed),
+            regions: regions_owners >> 32,
+            owners: regions_owners & 0xffff_ffff,
+        }
+    }
+
+    /// Leaves over page `page` of a folio, as the last [`run`](Self::run) found.
+    pub fn cover<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, folio: Folio<'_>, page: u64) -> u64 {
+        self.row(manager.memory(), folio.head().add(page))[COVER].load(Relaxed)
+    }
+
+    fn check_folio<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, folio: Folio<'_>, audit: &mut Audit) {
+        let truth = self.truth(manager, folio);
+        let target = manager.counts(folio);
+        let verdict = A::check(&target, &truth, &|page| self.cover(manager, folio, page));
+        let wrong = verdict.err();
+        audit.check(wrong.is_none(), folio.head(), Mismatch::Scheme(wrong.unwrap_or_default()));
+        let expected = truth.leaves + u64::from(folio.flags().has(FolioFlags::CACHE));
+        let has = folio.refs();
+        audit.check(has == expected, folio.head(), Mismatch::References { has, expected });
+        if truth.leaves == 0 {
+            return;
+        }
+        audit.folios += 1;
+        audit.large_folios += u64::from(folio.order() > Order::BASE);
+        audit.leaves += truth.leaves;
+        audit.mapped_pages += truth.total;
+        audit.distinct_pages += truth.distinct;
+        audit.said_pages += A::mapped_pages(&target).value().unwrap_or(0);
+        audit.shared += u64::from(truth.owners > 1);
+        match A::maybe_shared(&target, 0).value() {
+            Some(said) => {
+                audit.said_shared += u64::from(said);
+                audit.false_exclusive += u64::from(!said && truth.owners > 1);
+            }
+            None => audit.unknown_shared += 1,
+        }
+        if folio.is_anon() && truth.distinct < folio.pages() {
+            audit.partial += 1;
+            audit.said_partial += u64::from(A::partially_mapped(&target).value() == Some(true));
+        }
+    }
+}
+
+fn add(word: &AtomicU64, n: u64) {
+    word.store(word.load(Relaxed) + n, Relaxed);
+}

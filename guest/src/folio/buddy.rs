@@ -1,0 +1,575 @@
+//! The frame allocator: a buddy system that also answers, for any frame, what lives there.
+//!
+//! Runs of order 9 and above are whole blocks, kept in the directory. When smaller runs are needed a block is *broken*: its first
+//! frames become slots for the block's frames, the rest goes to the lists of orders 0 to 8. So the allocator never needs
+//! memory for its own growth. A broken block whose frames are all free becomes whole again, except one that is kept
+//! at hand so that a load at the edge does not break and mend a block on every fault.
+//!
+//! Runs known to be zero are kept on lists of their own: fresh memory is zero and need not be cleared again.
+
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use super::Record;
+use super::descriptor::{KIND, Kind};
+use crate::addr::{ENTRIES, Order, Pfn};
+use crate::memory::Memory;
+use crate::sync::{Field, lock_word};
+
+const BLOCK: u64 = ENTRIES as u64;
+const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
+/// The largest order that lives in slots; a broken block never has all its frames free, so order 9 cannot.
+const MAX_SMALL: u8 = Order::HUGE.get() - 1;
+
+/// What a directory word says of its block.
+mod block {
+    use crate::sync::Field;
+    pub(super) const HOLE: u64 = 0;
+    pub(super) const FREE: u64 = 1;
+    pub(super) const PART_OF_FREE: u64 = 2;
+    pub(super) const FOLIO: u64 = 3;
+    pub(super) const BROKEN: u64 = 4;
+    pub(super) const CARVED: u64 = 5;
+    pub(super) const KIND: Field<0, 3> = Field;
+    pub(super) const ORDER: Field<3, 5> = Field;
+    pub(super) const ZERO: Field<8, 1> = Field;
+    pub(super) const PREV: Field<9, 27> = Field;
+    pub(super) const NEXT: Field<36, 27> = Field;
+    pub(super) const RECORD: Field<8, 32> = Field;
+    pub(super) const NR_FREE: Field<8, 10> = Field;
+    pub(super) const NONE: u64 = (1 << 27) - 1;
+}
+
+/// The words of the slot of a free run's first frame.
+mod slot {
+    use crate::sync::Field;
+    pub(super) const PREV: Field<0, 40> = Field; // word 0
+    pub(super) const ORDER: Field<3, 4> = Field; // word 1, behind the kind
+    pub(super) const ZERO: Field<7, 1> = Field;
+    pub(super) const NEXT: Field<8, 40> = Field;
+    pub(super) const NONE: u64 = (1 << 40) - 1;
+}
+
+/// Frames as they come from the allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First frame.
+    pub pfn: Pfn,
+    /// Every byte is known to be zero.
+    pub zeroed: bool,
+}
+
+/// Why the memory could not be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitError {
+    /// There is no range with a whole aligned 2 MiB block behind the metadata.
+    TooSmall,
+    /// The ranges span more than 2^27 blocks (256 TiB).
+    TooWide,
+}
+
+/// How the frames are used, in frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameStats {
+    /// Frames the allocator hands out, slots of broken blocks included.
+    pub total: u64,
+    /// Free frames, those that a broken block spends on slots excluded.
+    pub free: u64,
+    /// Frames spent on slots now.
+    pub slots: u64,
+    /// Frames set aside at start: directory, per-page counts.
+    pub carved: u64,
+}
+
+/// The frames of one manager.
+pub struct Frames<M> {
+    memory: M,
+    first_block: u64,
+    nr_blocks: u64,
+    directory: Pfn,
+    slot_words: usize,
+    page_words: Option<Pfn>,
+    page_counts: usize,
+    lock: AtomicU64,
+    heads: [[AtomicU64; NR_ORDERS]; 2],
+    has_spare: AtomicBool,
+    free: AtomicU64,
+    broken: AtomicU64,
+    total: u64,
+    carved: u64,
+}
+
+impl<M> fmt::Debug for Frames<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Frames({} of {} free)", self.free.load(Relaxed), self.total)
+    }
+}
+
+impl<M: Memory> Frames<M> {
+    /// Takes over the frames of `ranges`. `zeroed` says that they are all known to be zero. `slot_words` is the size of a small
+    /// folio's descriptor (2, 4, 8 or 16 words) and `page_counts` how many 32-bit counts each frame needs beside it.
+    ///
+    /// # Errors
+    /// See [`InitError`].
+    pub fn new(
+        memory: M,
+        ranges: &[Range<Pfn>],
+        zeroed: bool,
+        slot_words: usize,
+        page_counts: usize,
+    ) -> Result<Self, InitError> {
+        debug_assert!(slot_words.is_power_of_two() && (2..=16).contains(&slot_words));
+        let first = ranges.iter().map(|r| r.start.raw()).min().ok_or(InitError::TooSmall)?;
+        let end = ranges.iter().map(|r| r.end.raw()).max().ok_or(InitError::TooSmall)?;
+        let first_block = first / BLOCK;
+        let nr_blocks = end.div_ceil(BLOCK).saturating_sub(first_block);
+        if nr_blocks >= block::NONE {
+            return Err(InitError::TooWide);
+        }
+        // The directory and the counts stand at the start of the largest range.
+        let home = ranges.iter().max_by_key(|r| r.end.raw().saturating_sub(r.start.raw())).ok_or(InitError::TooSmall)?;
+        let directory_frames = nr_blocks.div_ceil(BLOCK);
+        let count_frames = (nr_blocks * BLOCK * page_counts as u64 * 4).div_ceil(4096);
+        let carved = directory_frames + count_frames;
+        if home.start.raw() + carved + BLOCK > home.end.raw() {
+            return Err(InitError::TooSmall);
+        }
+        if !zeroed {
+            memory.zero(home.start, carved);
+        }
+        let mut frames = Self {
+            memory,
+            first_block,
+            nr_blocks,
+            directory: home.start,
+            slot_words,
+            page_words: (page_counts > 0).then(|| home.start.add(directory_frames)),
+            page_counts,
+            lock: AtomicU64::new(0),
+            heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
+            has_spare: AtomicBool::new(false),
+            free: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            total: 0,
+            carved,
+        };
+        for range in ranges {
+            let start = if range.start == home.start { range.start.add(carved) } else { range.start };
+            let mut at = start.raw().div_ceil(BLOCK);
+            let end = range.end.raw() / BLOCK;
+            if range.start == home.start {
+                for carved in range.start.raw() / BLOCK..at.min(end) {
+                    frames.directory_word(carved).store(block::CARVED, Relaxed);
+                }
+            }
+            while at < end {
+                // The largest naturally aligned run that still fits.
+                let fit = (end - at).ilog2().min(at.trailing_zeros()).min(u32::from(Order::MAX.get() - 9));
+                frames.total += BLOCK << fit;
+                frames.put_blocks(at, 9 + fit as u8, zeroed);
+                at += 1 << fit;
+            }
+        }
+        if frames.total == 0 {
+            return Err(InitError::TooSmall);
+        }
+        frames.free.store(frames.total, Relaxed);
+        Ok(frames)
+    }
+
+    /// The memory behind the frames.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// How the frames are used.
+    pub fn stats(&self) -> FrameStats {
+        FrameStats {
+            total: self.total,
+            free: self.free.load(Relaxed),
+            slots: self.broken.load(Relaxed) * self.slot_frames(),
+            carved: self.carved,
+        }
+    }
+
+    /// Whether every frame is free again: nothing is left but the slots of broken blocks that hold nothing.
+    pub fn all_free(&self) -> bool {
+        let stats = self.stats();
+        stats.free + stats.slots == stats.total
+    }
+
+    /// One past the highest frame, and the lowest: every managed frame lies between.
+    pub fn span(&self) -> Range<Pfn> {
+        Pfn::new(self.first_block * BLOCK)..Pfn::new((self.first_block + self.nr_blocks) * BLOCK)
+    }
+
+    /// The words of the record `record`.
+    pub fn record(&self, record: Record, words: usize) -> &[AtomicU64] {
+        let at = (record.raw() as usize & 63) * 8;
+        &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0[at..at + words]
+    }
+
+    /// The word and half of the `nth` 32-bit per-page count of frame `pfn`.
+    pub(crate) fn page_count(&self, pfn: Pfn, nth: usize) -> (&AtomicU64, bool) {
+        let base = self.page_words.expect("the scheme asked for no per-page counts");
+        let index = (pfn.raw() - self.first_block * BLOCK) * self.page_counts as u64 + nth as u64;
+        let word = index / 2;
+        (&self.memory.frame(base.add(word / BLOCK)).0[(word % BLOCK) as usize], index % 2 == 1)
+    }
+
+    // --- look-up ---------------------------------------------------------------------------------------------
+
+    fn directory_word(&self, block: u64) -> &AtomicU64 {
+        let index = block - self.first_block;
+        &self.memory.frame(self.directory.add(index / BLOCK)).0[(index % BLOCK) as usize]
+    }
+
+    fn manages(&self, pfn: Pfn) -> bool {
+        (pfn.raw() / BLOCK).wrapping_sub(self.first_block) < self.nr_blocks
+    }
+
+    fn slot_frames(&self) -> u64 {
+        (self.slot_words as u64 * 8 * BLOCK).div_ceil(4096)
+    }
+
+    /// The slot of `pfn`, whose block must be broken.
+    pub(super) fn slot(&self, pfn: Pfn) -> &[AtomicU64] {
+        let word = (pfn.raw() % BLOCK) as usize * self.slot_words;
+        let at = word % ENTRIES;
+        let frame = Pfn::new(pfn.raw() / BLOCK * BLOCK + (word / ENTRIES) as u64);
+        &self.memory.frame(frame).0[at..at + self.slot_words]
+    }
+
+    /// What the descriptor of the folio that `pfn` belongs to is: `Ok` a record, `Err` the head of a small
+    /// folio (a frame whose slot is the descriptor). `None` when no folio lives there.
+    pub(super) fn find(&self, pfn: Pfn) -> Option<Found> {
+        if !self.manages(pfn) {
+            return None;
+        }
+        let word = self.directory_word(pfn.raw() / BLOCK).load(Relaxed);
+        match block::KIND.of(word) {
+            block::FOLIO => Some(Found::Large(Record::from_raw(block::RECORD.of(word) as u32))),
+            block::BROKEN => {
+                // Only the head's slot says anything: try the heads this frame could belong to, nearest first.
+                for order in 0..=MAX_SMALL {
+                    let head = pfn.align_down(Order::new(order));
+                    let slot = self.slot(head);
+                    match KIND.get(&slot[1]) {
+                        kind if kind == Kind::Nothing as u64 => {}
+                        kind if kind == Kind::Small as u64 => return (order == 0).then_some(Found::Small(pfn)),
+                        kind if kind == Kind::Large as u64 => {
+                            return Some(Found::Large(Record::from_raw(slot[0].load(Relaxed) as u32)));
+                        }
+                        _ => return None,
+                    }
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Notes that the allocated run at `pfn` is the folio described by `record`.
+    pub(super) fn enter_large(&self, pfn: Pfn, order: Order, record: Record) {
+        if order >= Order::HUGE {
+            let word = block::KIND.bits(block::FOLIO) | block::RECORD.bits(u64::from(record.raw()));
+            for i in 0..order.pages() / BLOCK {
+                self.directory_word(pfn.raw() / BLOCK + i).store(word, Relaxed);
+            }
+        } else {
+            let slot = self.slot(pfn);
+            slot[0].store(u64::from(record.raw()), Relaxed);
+            slot[1].store(KIND.bits(Kind::Large as u64), Relaxed);
+        }
+    }
+
+    // --- allocation ------------------------------------------------------------------------------------------
+
+    /// A run of 2^order frames; one known to be zero if `want_zero` and there is one.
+    pub fn alloc(&self, order: Order, want_zero: bool) -> Option<Run> {
+        let _guard = lock_word(&self.lock);
+        let order = order.get();
+        let run = if order <= MAX_SMALL {
+            self.take_small(order, want_zero).or_else(|| {
+                let (first, zeroed) = self.take_blocks(9, want_zero)?;
+                self.break_block(first, zeroed);
+                self.take_small(order, want_zero)
+            })
+        } else {
+            self.take_blocks(order, want_zero)
+                .or_else(|| {
+                    self.mend_spare();
+                    self.take_blocks(order, want_zero)
+                })
+                .map(|(first, zeroed)| Run { pfn: Pfn::new(first * BLOCK), zeroed })
+        }?;
+        self.free.fetch_sub(1 << order, Relaxed);
+        Some(run)
+    }
+
+    /// Gives back a run that [`Frames::alloc`] gave.
+    pub fn free(&self, pfn: Pfn, order: Order, zeroed: bool) {
+        let _guard = lock_word(&self.lock);
+        self.free.fetch_add(order.pages(), Relaxed);
+        if order >= Order::HUGE {
+            self.put_blocks(pfn.raw() / BLOCK, order.get(), zeroed);
+        } else {
+            self.put_small(pfn, order.get(), zeroed);
+        }
+    }
+
+    /// Marks the single frame `pfn`, just allocated, as a `kind` page; word 0 of its slot is the owner's to use and starts as 0.
+    pub(super) fn mark(&self, pfn: Pfn, kind: Kind) -> &AtomicU64 {
+        let slot = self.slot(pfn);
+        slot[0].store(0, Relaxed);
+        slot[1].store(KIND.bits(kind as u64), Relaxed);
+        &slot[0]
+    }
+
+    /// Word 0 of the slot of a frame marked before.
+    pub(super) fn marked(&self, pfn: Pfn) -> &AtomicU64 {
+        &self.slot(pfn)[0]
+    }
+
+    fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
+        for zero in [want_zero, !want_zero] {
+            for found in order..=MAX_SMALL {
+                let head = self.heads[usize::from(zero)][usize::from(found)].load(Relaxed);
+                if head == 0 {
+                    continue;
+                }
+                let pfn = Pfn::new(head - 1);
+                self.unlink_small(pfn, found, zero);
+                self.count_free(pfn, -(1 << found));
+                let mut order_now = found;
+                while order_now > order {
+                    order_now -= 1;
+                    let upper = pfn.add(1 << order_now);
+                    self.link_small(upper, order_now, zero);
+                    self.count_free(upper, 1 << order_now);
+                }
+                return Some(Run { pfn, zeroed: zero });
+            }
+        }
+        None
+    }
+
+    fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
+        self.slot(pfn)[1].store(0, Relaxed);
+        self.count_free(pfn, 1 << order);
+        let (mut pfn, mut order, mut zeroed) = (pfn, order, zeroed);
+        while order < MAX_SMALL {
+            let buddy = Pfn::new(pfn.raw() ^ 1 << order);
+            let slot = self.slot(buddy);
+            let word = slot[1].load(Relaxed);
+            if KIND.of(word) != Kind::Free as u64 || slot::ORDER.of(word) != u64::from(order) {
+                break;
+            }
+            let buddy_zero = slot::ZERO.of(word) == 1;
+            self.unlink_small(buddy, order, buddy_zero);
+            zeroed &= buddy_zero;
+            order += 1;
+            pfn = pfn.align_down(Order::new(order));
+        }
+        self.link_small(pfn, order, zeroed);
+        let block = pfn.raw() / BLOCK;
+        if block::NR_FREE.get(self.directory_word(block)) == BLOCK - self.slot_frames() {
+            if self.has_spare.load(Relaxed) {
+                self.mend_block(block);
+            } else {
+                self.has_spare.store(true, Relaxed);
+            }
+        }
+    }
+
+    /// Makes the block that is kept broken though all free whole again.
+    fn mend_spare(&self) {
+        if !self.has_spare.load(Relaxed) {
+            return;
+        }
+        // Rare: only when no whole block is left.
+        for block in self.first_block..self.first_block + self.nr_blocks {
+            let word = self.directory_word(block).load(Relaxed);
+            if block::KIND.of(word) == block::BROKEN && block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
+                self.mend_block(block);
+            }
+        }
+        self.has_spare.store(false, Relaxed);
+    }
+
+    /// Runs of which a broken block consists when all of it is free.
+    fn runs_of_block(&self, block: u64) -> impl Iterator<Item = (Pfn, u8)> + use<M> {
+        let (mut at, end) = (self.slot_frames(), BLOCK);
+        core::iter::from_fn(move || {
+            (at < end).then(|| {
+                let order = at.trailing_zeros() as u8;
+                let run = (Pfn::new(block * BLOCK + at), order);
+                at += 1 << order;
+                run
+            })
+        })
+    }
+
+    fn break_block(&self, block: u64, zeroed: bool) {
+        let frames = self.slot_frames();
+        let first = Pfn::new(block * BLOCK);
+        if !zeroed {
+            self.memory.zero(first, frames);
+        }
+        self.broken.fetch_add(1, Relaxed);
+        self.free.fetch_sub(frames, Relaxed);
+        let word = block::KIND.bits(block::BROKEN) | block::NR_FREE.bits(BLOCK - frames);
+        self.directory_word(block).store(word, Relaxed);
+        for (pfn, order) in self.runs_of_block(block) {
+            self.link_small(pfn, order, zeroed);
+        }
+    }
+
+    fn mend_block(&self, block: u64) {
+        for (pfn, order) in self.runs_of_block(block) {
+            let zero = slot::ZERO.get(&self.slot(pfn)[1]) == 1;
+            self.unlink_small(pfn, order, zero);
+        }
+        self.broken.fetch_sub(1, Relaxed);
+        self.free.fetch_add(self.slot_frames(), Relaxed);
+        self.put_blocks(block, 9, false);
+    }
+
+    fn count_free(&self, pfn: Pfn, frames: i64) {
+        let word = self.directory_word(pfn.raw() / BLOCK);
+        let now = block::NR_FREE.get(word);
+        if now == BLOCK - self.slot_frames() {
+            // The spare block, or a fresh one: it is in use from now on.
+            self.has_spare.store(false, Relaxed);
+        }
+        block::NR_FREE.set(word, now.wrapping_add_signed(frames));
+    }
+
+    fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
+        for zero in [want_zero, !want_zero] {
+            for found in order..NR_ORDERS as u8 {
+                let head = self.heads[usize::from(zero)][usize::from(found)].load(Relaxed);
+                if head == 0 {
+                    continue;
+                }
+                let block = self.first_block + head - 1;
+                self.unlink_blocks(block, found, zero);
+                let mut order_now = found;
+                while order_now > order {
+                    order_now -= 1;
+                    self.link_blocks(block + (1 << (order_now - 9)), order_now, zero);
+                }
+                return Some((block, zero));
+            }
+        }
+        None
+    }
+
+    fn put_blocks(&self, block: u64, order: u8, zeroed: bool) {
+        let (mut block, mut order, mut zeroed) = (block, order, zeroed);
+        while order < Order::MAX.get() {
+            let buddy = block ^ 1 << (order - 9);
+            if buddy.wrapping_sub(self.first_block) >= self.nr_blocks {
+                break;
+            }
+            let word = self.directory_word(buddy).load(Relaxed);
+            if block::KIND.of(word) != block::FREE || block::ORDER.of(word) != u64::from(order) {
+                break;
+            }
+            let buddy_zero = block::ZERO.of(word) == 1;
+            self.unlink_blocks(buddy, order, buddy_zero);
+            zeroed &= buddy_zero;
+            order += 1;
+            block = block.min(buddy);
+        }
+        self.link_blocks(block, order, zeroed);
+    }
+
+    // --- lists -----------------------------------------------------------------------------------------------
+    // A head holds the node's number plus one, so that a cleared head is an empty list.
+
+    fn link_small(&self, pfn: Pfn, order: u8, zero: bool) {
+        let head = &self.heads[usize::from(zero)][usize::from(order)];
+        let next = head.load(Relaxed).checked_sub(1);
+        let slot = self.slot(pfn);
+        slot[0].store(slot::PREV.bits(slot::NONE), Relaxed);
+        slot[1].store(
+            KIND.bits(Kind::Free as u64)
+                | slot::ORDER.bits(u64::from(order))
+                | slot::ZERO.bits(u64::from(zero))
+                | slot::NEXT.bits(next.unwrap_or(slot::NONE)),
+            Relaxed,
+        );
+        if let Some(next) = next {
+            slot::PREV.set(&self.slot(Pfn::new(next))[0], pfn.raw());
+        }
+        head.store(pfn.raw() + 1, Relaxed);
+    }
+
+    fn unlink_small(&self, pfn: Pfn, order: u8, zero: bool) {
+        let slot = self.slot(pfn);
+        let (prev, next) = (slot::PREV.get(&slot[0]), slot::NEXT.get(&slot[1]));
+        slot[1].store(0, Relaxed);
+        if prev == slot::NONE {
+            let head = if next == slot::NONE { 0 } else { next + 1 };
+            self.heads[usize::from(zero)][usize::from(order)].store(head, Relaxed);
+        } else {
+            slot::NEXT.set(&self.slot(Pfn::new(prev))[1], next);
+        }
+        if next != slot::NONE {
+            slot::PREV.set(&self.slot(Pfn::new(next))[0], prev);
+        }
+    }
+
+    fn link_blocks(&self, block: u64, order: u8, zero: bool) {
+        let head = &self.heads[usize::from(zero)][usize::from(order)];
+        let next = head.load(Relaxed).checked_sub(1);
+        self.directory_word(block).store(
+            block::KIND.bits(block::FREE)
+                | block::ORDER.bits(u64::from(order))
+                | block::ZERO.bits(u64::from(zero))
+                | block::PREV.bits(block::NONE)
+                | block::NEXT.bits(next.unwrap_or(block::NONE)),
+            Relaxed,
+        );
+        for i in 1..1 << (order - 9) {
+            self.directory_word(block + i).store(block::PART_OF_FREE, Relaxed);
+        }
+        if let Some(next) = next {
+            block::PREV.set(self.directory_word(self.first_block + next), block - self.first_block);
+        }
+        head.store(block - self.first_block + 1, Relaxed);
+    }
+
+    fn unlink_blocks(&self, block: u64, order: u8, zero: bool) {
+        let word = self.directory_word(block).load(Relaxed);
+        let (prev, next) = (block::PREV.of(word), block::NEXT.of(word));
+        self.directory_word(block).store(block::HOLE, Relaxed);
+        if prev == block::NONE {
+            let head = if next == block::NONE { 0 } else { next + 1 };
+            self.heads[usize::from(zero)][usize::from(order)].store(head, Relaxed);
+        } else {
+            block::NEXT.set(self.directory_word(self.first_block + prev), next);
+        }
+        if next != block::NONE {
+            block::PREV.set(self.directory_word(self.first_block + next), prev);
+        }
+    }
+}
+
+/// Where a frame's folio keeps its descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// In the slot of the frame itself.
+    Small(Pfn),
+    /// In a record.
+    Large(Record),
+}
+
+const _: () = {
+    // A block's directory word holds its kind, order, zero mark and both links.
+    assert!(3 + 5 + 1 + 27 + 27 <= 64);
+    let _: Field<0, 64> = Field;
+};

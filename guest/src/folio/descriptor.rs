@@ -1,0 +1,310 @@
+//! The descriptor of a folio, in its two forms.
+//!
+//! | word | small (a slot, order 0) | large (a record) |
+//! |---|---|---|
+//! | 0 | count of the scheme (low half), references (high half) | first frame, order, flags |
+//! | 1 | kind, flags, object, index | references |
+//! | 2 | counts of further observers, if any | object, index |
+//! | 3 | | links of the deferred-split queue |
+//! | 4.. | | state of the scheme |
+//!
+//! Object and index say where the folio belongs: to which page of which memory object, file or anonymous. From there the rmap finds its leaves.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+
+use super::slab::Record;
+use crate::addr::{Order, Pfn};
+use crate::sync::{Count32, Field};
+
+/// What the slot of a frame in a broken block says (word 1, low bits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Kind {
+    /// Nothing: inside something whose head is elsewhere, or a slot frame.
+    Nothing = 0,
+    /// A folio of order 0; the slot is its descriptor.
+    Small = 1,
+    /// The first frame of a larger folio; word 0 is its record.
+    Large = 2,
+    /// The first frame of a free run.
+    Free = 3,
+    /// A table page; word 0 is its lock.
+    Table = 4,
+    /// Records or a directory.
+    Records = 5,
+}
+
+pub(super) const KIND: Field<0, 3> = Field;
+const SMALL_FLAGS: Field<3, 4> = Field;
+const SMALL_OBJECT: Field<7, 22> = Field;
+const SMALL_INDEX: Field<29, 35> = Field;
+
+const HEAD: Field<0, 40> = Field;
+const ORDER: Field<40, 5> = Field;
+const LARGE_FLAGS: Field<48, 4> = Field;
+const LARGE_OBJECT: Field<0, 22> = Field;
+const LARGE_INDEX: Field<22, 35> = Field;
+const LINK_PREV: Field<0, 32> = Field;
+const LINK_NEXT: Field<32, 32> = Field;
+
+/// Words of a large descriptor before the scheme's state.
+pub(crate) const HEADER_WORDS: usize = 4;
+/// Words of a small descriptor before the counts of further observers.
+pub(crate) const SMALL_HEADER_WORDS: usize = 2;
+
+/// What a folio is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FolioFlags(u8);
+
+impl FolioFlags {
+    /// No flag.
+    pub const NONE: Self = Self(0);
+    /// Private anonymous memory.
+    pub const ANON: Self = Self(1);
+    /// In the page cache of its object, which holds one reference.
+    pub const CACHE: Self = Self(1 << 1);
+    /// Stored to since it was filled (file folios).
+    pub const DIRTY: Self = Self(1 << 2);
+    /// On the deferred-split queue.
+    pub const QUEUED: Self = Self(1 << 3);
+
+    /// All of both.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is in `self`.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Where a folio belongs: its first page is page `index` of memory object `object`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// Number of the object, file or anonymous.
+    pub object: u32,
+    /// Page of the object.
+    pub index: u64,
+}
+
+/// A folio, by its descriptor. A snapshot of what cannot change while the folio lives: frame and order.
+#[derive(Clone, Copy)]
+pub struct Folio<'a> {
+    head: Pfn,
+    order: Order,
+    words: &'a [AtomicU64],
+    record: Option<Record>,
+}
+
+impl fmt::Debug for Folio<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Folio({:#x}, order {}, refs {})", self.head.raw(), self.order, self.refs())
+    }
+}
+
+impl PartialEq for Folio<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head
+    }
+}
+impl Eq for Folio<'_> {}
+
+impl<'a> Folio<'a> {
+    pub(super) fn small(pfn: Pfn, words: &'a [AtomicU64]) -> Self {
+        Self { head: pfn, order: Order::BASE, words, record: None }
+    }
+
+    pub(crate) fn large(record: Record, words: &'a [AtomicU64]) -> Self {
+        let word = words[0].load(Relaxed);
+        Self { head: Pfn::new(HEAD.of(word)), order: Order::new(ORDER.of(word) as u8), words, record: Some(record) }
+    }
+
+    /// Writes a fresh descriptor: no references, no counts.
+    pub(super) fn init(&self, flags: FolioFlags, mapping: Mapping) {
+        let (object, index) = (u64::from(mapping.object), mapping.index);
+        match self.record {
+            None => {
+                self.words[0].store(0, Relaxed);
+                self.words[1].store(
+                    KIND.bits(Kind::Small as u64)
+                        | SMALL_FLAGS.bits(u64::from(flags.0))
+                        | SMALL_OBJECT.bits(object)
+                        | SMALL_INDEX.bits(index),
+                    Relaxed,
+                );
+            }
+            Some(_) => {
+                self.words[0].store(
+                    HEAD.bits(self.head.raw())
+                        | ORDER.bits(u64::from(self.order.get()))
+                        | LARGE_FLAGS.bits(u64::from(flags.0)),
+                    Relaxed,
+                );
+                self.words[1].store(0, Relaxed);
+                self.words[2].store(LARGE_OBJECT.bits(object) | LARGE_INDEX.bits(index), Relaxed);
+                self.words[3].store(0, Relaxed);
+            }
+        }
+        let header = if self.record.is_none() { SMALL_HEADER_WORDS } else { HEADER_WORDS };
+        for word in &self.words[header..] {
+            word.store(0, Relaxed);
+        }
+    }
+
+    /// The descriptor words of a record that is about to describe the run at `head`.
+    pub(super) fn new_large(record: Record, head: Pfn, order: Order, words: &'a [AtomicU64]) -> Self {
+        Self { head, order, words, record: Some(record) }
+    }
+
+    /// The first frame.
+    #[must_use]
+    pub fn head(&self) -> Pfn {
+        self.head
+    }
+
+    /// The order.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Frames in it.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.order.pages()
+    }
+
+    /// One past the last frame.
+    #[must_use]
+    pub fn end(&self) -> Pfn {
+        self.head.add(self.order.pages())
+    }
+
+    pub(crate) fn record(&self) -> Option<Record> {
+        self.record
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn flags(&self) -> FolioFlags {
+        FolioFlags(match self.record {
+            None => SMALL_FLAGS.get(&self.words[1]),
+            Some(_) => LARGE_FLAGS.get(&self.words[0]),
+        } as u8)
+    }
+
+    /// Whether it is private anonymous memory.
+    #[must_use]
+    pub fn is_anon(&self) -> bool {
+        self.flags().has(FolioFlags::ANON)
+    }
+
+    /// Sets `flags`; the flags before.
+    pub fn set_flags(&self, flags: FolioFlags) -> FolioFlags {
+        let bits = u64::from(flags.0);
+        FolioFlags(match self.record {
+            None => SMALL_FLAGS.of(self.words[1].fetch_or(SMALL_FLAGS.bits(bits), Relaxed)),
+            Some(_) => LARGE_FLAGS.of(self.words[0].fetch_or(LARGE_FLAGS.bits(bits), Relaxed)),
+        } as u8)
+    }
+
+    /// Clears `flags`; the flags before.
+    pub fn clear_flags(&self, flags: FolioFlags) -> FolioFlags {
+        let bits = u64::from(flags.0);
+        FolioFlags(match self.record {
+            None => SMALL_FLAGS.of(self.words[1].fetch_and(!SMALL_FLAGS.bits(bits), Relaxed)),
+            Some(_) => LARGE_FLAGS.of(self.words[0].fetch_and(!LARGE_FLAGS.bits(bits), Relaxed)),
+        } as u8)
+    }
+
+    /// Where it belongs.
+    #[must_use]
+    pub fn mapping(&self) -> Mapping {
+        match self.record {
+            None => {
+                let word = self.words[1].load(Relaxed);
+                Mapping { object: SMALL_OBJECT.of(word) as u32, index: SMALL_INDEX.of(word) }
+            }
+            Some(_) => {
+                let word = self.words[2].load(Relaxed);
+                Mapping { object: LARGE_OBJECT.of(word) as u32, index: LARGE_INDEX.of(word) }
+            }
+        }
+    }
+
+    /// References: one per leaf, one of the page cache, one of whoever works on it.
+    #[must_use]
+    pub fn refs(&self) -> u64 {
+        match self.record {
+            None => u64::from(Count32::high(&self.words[0]).get()),
+            Some(_) => self.words[1].load(Relaxed),
+        }
+    }
+
+    /// Takes `n` references. Before the counts when mapping.
+    pub fn get(&self, n: u32) {
+        match self.record {
+            None => {
+                Count32::high(&self.words[0]).add(n);
+            }
+            Some(_) => {
+                self.words[1].fetch_add(u64::from(n), Relaxed);
+            }
+        }
+    }
+
+    /// The first references of a folio that nobody else can reach yet: a plain store.
+    pub fn init_refs(&self, n: u32) {
+        match self.record {
+            None => self.words[0].store(u64::from(n) << 32, Relaxed),
+            Some(_) => self.words[1].store(u64::from(n), Relaxed),
+        }
+    }
+
+    /// Drops `n` references; whether they were the last. Behind the counts when unmapping: AcqRel, so that
+    /// whoever drops the last one sees everything that the others did.
+    #[must_use = "the last reference frees the folio"]
+    pub fn put(&self, n: u32) -> bool {
+        match self.record {
+            None => {
+                let before = (self.words[0].fetch_sub(u64::from(n) << 32, AcqRel) >> 32) as u32;
+                debug_assert!(before >= n, "references below zero");
+                before == n
+            }
+            Some(_) => {
+                let before = self.words[1].fetch_sub(u64::from(n), AcqRel);
+                debug_assert!(before >= u64::from(n), "references below zero");
+                before == u64::from(n)
+            }
+        }
+    }
+
+    /// The scheme's count of a small folio.
+    pub(crate) fn small_count(&self) -> Option<Count32<'a>> {
+        self.record.is_none().then(|| Count32::low(&self.words[0]))
+    }
+
+    /// Words behind the header: the scheme's state (large) or the counts of further observers (small).
+    pub(crate) fn state(&self) -> &'a [AtomicU64] {
+        match self.record {
+            None => &self.words[SMALL_HEADER_WORDS..],
+            Some(_) => &self.words[HEADER_WORDS..],
+        }
+    }
+
+    /// Neighbours in the deferred-split queue, by record number, 0 for none. Under the queue's lock.
+    pub(crate) fn links(&self) -> (u32, u32) {
+        (LINK_PREV.get(&self.words[3]) as u32, LINK_NEXT.get(&self.words[3]) as u32)
+    }
+
+    pub(crate) fn set_links(&self, prev: u32, next: u32) {
+        self.words[3].store(LINK_PREV.bits(u64::from(prev)) | LINK_NEXT.bits(u64::from(next)), Relaxed);
+    }
+}
+
+const _: () = assert!(3 + 4 + 22 + 35 == 64, "a small folio's second word is full");

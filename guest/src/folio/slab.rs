@@ -1,0 +1,143 @@
+//! Records of one size, carved from frames: descriptors of large folios, vmas.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::buddy::Frames;
+use super::descriptor::Kind;
+use crate::addr::{ENTRIES, Order, Pfn};
+use crate::memory::Memory;
+use crate::sync::lock_word;
+
+/// Names a record by its physical address in units of 64 bytes, so that a record in the first 256 GiB is one 32-bit word.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Record(u32);
+
+impl Record {
+    /// The record with number `raw`.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// Its number; never 0.
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Record({:#x})", self.0)
+    }
+}
+
+/// A pool of records of one size. Free records are chained through their first word; the first record of each frame
+/// chains the frames.
+#[derive(Debug)]
+pub struct Slab {
+    words: usize,
+    lock: AtomicU64,
+    free: AtomicU64,
+    frames: AtomicU64,
+    nr_frames: AtomicU64,
+    in_use: AtomicU64,
+}
+
+impl Slab {
+    /// A pool of records of `words` words: a power of two, 8 to 128.
+    #[must_use]
+    pub const fn new(words: usize) -> Self {
+        assert!(words.is_power_of_two() && words >= 8 && words <= 128, "records are 64 to 1024 bytes");
+        Self {
+            words,
+            lock: AtomicU64::new(0),
+            free: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            nr_frames: AtomicU64::new(0),
+            in_use: AtomicU64::new(0),
+        }
+    }
+
+    /// Words of a record.
+    #[must_use]
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
+    /// Records in use.
+    #[must_use]
+    pub fn in_use(&self) -> u64 {
+        self.in_use.load(Relaxed)
+    }
+
+    /// Frames that hold records.
+    #[must_use]
+    pub fn nr_frames(&self) -> u64 {
+        self.nr_frames.load(Relaxed)
+    }
+
+    /// A cleared record, or `None` when it would need a frame and there is none.
+    pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
+        let _guard = lock_word(&self.lock);
+        if self.free.load(Relaxed) == 0 {
+            self.grow(frames)?;
+        }
+        let record = Record(self.free.load(Relaxed) as u32);
+        let words = frames.record(record, self.words);
+        self.free.store(words[0].load(Relaxed), Relaxed);
+        for word in words {
+            word.store(0, Relaxed);
+        }
+        self.in_use.fetch_add(1, Relaxed);
+        Some(record)
+    }
+
+    /// Takes a record back.
+    pub fn free<M: Memory>(&self, frames: &Frames<M>, record: Record) {
+        let _guard = lock_word(&self.lock);
+        frames.record(record, self.words)[0].store(self.free.load(Relaxed), Relaxed);
+        self.free.store(u64::from(record.0), Relaxed);
+        self.in_use.fetch_sub(1, Relaxed);
+    }
+
+    /// Gives all frames back if no record is in use.
+    pub fn trim<M: Memory>(&self, frames: &Frames<M>) {
+        let _guard = lock_word(&self.lock);
+        if self.in_use.load(Relaxed) != 0 {
+            return;
+        }
+        self.free.store(0, Relaxed);
+        while self.frames.load(Relaxed) != 0 {
+            let pfn = Pfn::new(self.frames.load(Relaxed));
+            self.frames.store(frames.memory().frame(pfn).0[0].load(Relaxed), Relaxed);
+            self.nr_frames.fetch_sub(1, Relaxed);
+            frames.free(pfn, Order::BASE, false);
+        }
+    }
+
+    fn grow<M: Memory>(&self, frames: &Frames<M>) -> Option<()> {
+        let run = frames.alloc(Order::BASE, false)?;
+        if run.pfn.raw() >> 26 != 0 {
+            // Beyond what a record's number can name.
+            frames.free(run.pfn, Order::BASE, run.zeroed);
+            return None;
+        }
+        frames.mark(run.pfn, Kind::Records);
+        frames.memory().frame(run.pfn).0[0].store(self.frames.load(Relaxed), Relaxed);
+        self.frames.store(run.pfn.raw(), Relaxed);
+        self.nr_frames.fetch_add(1, Relaxed);
+        let first = (run.pfn.raw() << 6) as u32;
+        let step = self.words as u32 / 8;
+        let mut next = 0;
+        for i in (1..(ENTRIES / self.words) as u32).rev() {
+            let record = first + i * step;
+            frames.record(Record(record), self.words)[0].store(u64::from(next), Relaxed);
+            next = record;
+        }
+        self.free.store(u64::from(next), Relaxed);
+        Some(())
+    }
+}

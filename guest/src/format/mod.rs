@@ -1,0 +1,120 @@
+//! Entry formats: how an absent entry, a pointer to a table and a leaf are written as 64 bits.
+//!
+//! A format is pure: bits to meaning and back. The engine in [`page_table`](crate::page_table) does the rest.
+
+mod long_mode;
+
+pub use long_mode::LongMode;
+
+use core::fmt;
+
+use crate::addr::{Level, Pfn};
+
+/// What a leaf allows and remembers. Formats say which of these they can express.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attrs(u16);
+
+impl Attrs {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Stores are allowed.
+    pub const WRITE: Self = Self(1);
+    /// The tenant may access it at all; without it a leaf is mapped and counted but every access faults (`PROT_NONE`).
+    pub const USER: Self = Self(1 << 1);
+    /// Fetches are allowed.
+    pub const EXEC: Self = Self(1 << 2);
+    /// The MMU has used the leaf, or we said so in advance.
+    pub const ACCESSED: Self = Self(1 << 3);
+    /// The MMU has stored through the leaf, or we said so in advance.
+    pub const DIRTY: Self = Self(1 << 4);
+    /// This mapping is the only one of its anonymous page (AnonExclusive; a software bit of the leaf, SCHEMES.md D7).
+    pub const EXCLUSIVE: Self = Self(1 << 5);
+    /// The leaf belongs to a region of class Pfn: it is never counted (a software bit).
+    pub const UNTRACKED: Self = Self(1 << 6);
+    /// Everything.
+    pub const ALL: Self = Self(0x7f);
+    /// Both bits that the MMU sets.
+    pub const ACCESSED_DIRTY: Self = Self(1 << 3 | 1 << 4);
+
+    /// All of both.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is in `self` and not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` is in `self`.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// `self`, with `other` if `condition`.
+    #[must_use]
+    pub const fn with_if(self, condition: bool, other: Self) -> Self {
+        if condition { self.or(other) } else { self }
+    }
+
+    /// Every combination of attributes, for tests that want them all.
+    pub fn all_subsets() -> impl Iterator<Item = Self> {
+        (0..1 << 7).map(Self)
+    }
+}
+
+impl fmt::Debug for Attrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (bit, letter) in ['w', 'u', 'x', 'a', 'd', 'E', 'p'].into_iter().enumerate() {
+            write!(f, "{}", if self.0 >> bit & 1 == 1 { letter } else { '-' })?;
+        }
+        Ok(())
+    }
+}
+
+/// A leaf: the first frame it maps and its attributes. How many frames it maps follows from its level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// First frame.
+    pub pfn: Pfn,
+    /// Attributes.
+    pub attrs: Attrs,
+}
+
+/// An entry is one of three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing.
+    Absent,
+    /// The next table.
+    Table(Pfn),
+    /// Memory.
+    Leaf(Leaf),
+}
+
+/// An entry format. `encode` and `decode` are inverse for every attribute the format can express.
+pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
+    /// The level of the root table.
+    const ROOT: Level;
+    /// The highest level at which leaves exist.
+    const MAX_LEAF: Level;
+    /// How much the entry of the next leaf in a run is larger: leaves at `level` of consecutive memory.
+    #[must_use]
+    fn leaf_step(level: Level) -> u64 {
+        level.entry_pages() << 12
+    }
+
+    /// The entry for `leaf` at `level`.
+    fn leaf(leaf: Leaf, level: Level) -> u64;
+    /// The entry for a pointer to `table`.
+    fn table(table: Pfn) -> u64;
+    /// What `raw` at `level` means.
+    fn decode(raw: u64, level: Level) -> Entry;
+    /// The bits of `attrs` in a leaf: those that are set when the attribute is.
+    fn set_bits(attrs: Attrs) -> u64;
+    /// The bits of `attrs` in a leaf that are clear when the attribute is set (no-execute).
+    fn clear_bits(attrs: Attrs) -> u64;
+}

@@ -1,0 +1,320 @@
+//! The count layer: who maps a folio, and how much of that a scheme still knows.
+//!
+//! [`Accounting`] is the door through which everything that maps, unmaps, splits or cuts must go; one scheme per file
+//! stands behind it, chosen at compile time. The caller says what happened to which leaves as a [`Batch`]: leaves of one folio, consecutive
+//! in input and output, in one table page. What a scheme must know about the leaves beside the batch it asks for in [`Accounting::NEEDS`];
+//! a scheme that asks for nothing costs nothing.
+//!
+//! `SCHEMES.md` beside this crate is the law of every count.
+
+mod none;
+mod observe;
+mod oracle;
+mod per_page;
+mod total;
+mod tuples;
+
+pub use none::None;
+pub use observe::Observe;
+pub use oracle::{Oracle, Truth};
+pub use per_page::PerPage;
+pub use total::Total;
+pub use tuples::Tuples;
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+use crate::addr::{Order, Pfn};
+use crate::folio::{Folio, Frames};
+use crate::memory::Memory;
+use crate::sync::Count32;
+
+/// The default limit of a folio's counts: far enough below 2^31 that no batch in flight can reach it (SCHEMES.md, overflow).
+pub const COUNT_LIMIT: u64 = 1 << 30;
+
+/// At which level a leaf reaches the folio, relative to the manager that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A stage-1 leaf of a tenant process.
+    Process,
+    /// A stage-2 leaf of a tenant VM.
+    Vm,
+    /// A leaf composed for a tenant's own tenant.
+    Nested,
+}
+
+/// Leaves of one folio, consecutive in input and in the folio, in one table page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The level they stand at.
+    pub class: Class,
+    /// The first page of the folio that they map.
+    pub first: u32,
+    /// Base pages that they map.
+    pub pages: u32,
+    /// Order of each leaf: 0, 9 or 18.
+    pub leaf: Order,
+    /// The vma or memslot they belong to.
+    pub region: u32,
+    /// The table page they stand in.
+    pub table: Pfn,
+    /// The trust domain that owns the tables.
+    pub owner: u32,
+}
+
+impl Batch {
+    /// Leaves in the batch.
+    #[must_use]
+    pub fn leaves(&self) -> u32 {
+        self.pages >> self.leaf.get()
+    }
+}
+
+/// What a scheme wants to know about the leaves of the folio beside the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// How many stand in the same (region, table).
+    pub tuple: bool,
+}
+
+impl Needs {
+    /// Nothing.
+    pub const NOTHING: Self = Self { tuple: false };
+
+    /// What either wants.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self { tuple: self.tuple || other.tuple }
+    }
+}
+
+/// What the caller found, if the scheme [needs](Needs) it: leaves of the folio beside the batch, before an add and after a sub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Neighbours {
+    /// In the same (region, table).
+    pub tuple: u32,
+}
+
+/// What an operation changed, as far as the scheme can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Delta {
+    /// Pages by which the "mapped" statistic (AnonPages, Mapped) changes.
+    pub mapped: i64,
+    /// Pages by which the "mapped by huge leaves" statistic (AnonHugePages) changes.
+    pub huge: i64,
+    /// An anonymous folio looks partly mapped now: a candidate for the deferred-split queue.
+    pub maybe_partial: bool,
+}
+
+/// Why a mapping was refused. Splits and removals are never refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A count would pass its limit.
+    Overflow,
+    /// The scheme has no representation for leaves of this order on a folio of this order.
+    Shape,
+    /// The scheme's state has no room for leaves of this class.
+    Class,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overflow => "too many mappings of one folio",
+            Self::Shape => "the scheme cannot count such leaves on such a folio",
+            Self::Class => "the scheme keeps no counts of this class",
+        })
+    }
+}
+
+/// How a scheme answers a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer<T> {
+    /// This is so.
+    Exact(T),
+    /// This may be wrong, to the side that the scheme's documentation names.
+    Errs(T),
+    /// Only a walk over the folio's mappings can tell.
+    Walk,
+    /// The state does not say.
+    Cannot,
+}
+
+impl<T> Answer<T> {
+    /// The answer, however sure.
+    pub fn value(self) -> Option<T> {
+        match self {
+            Self::Exact(value) | Self::Errs(value) => Some(value),
+            Self::Walk | Self::Cannot => Option::None,
+        }
+    }
+}
+
+/// A folio as a scheme sees it: its state and nothing of the rest.
+#[derive(Debug)]
+pub struct Target<'a, M> {
+    frames: &'a Frames<M>,
+    head: Pfn,
+    order: Order,
+    anon: bool,
+    /// Order 0: the scheme's one count.
+    small: Option<Count32<'a>>,
+    /// Order 1 and above: the scheme's state. Order 0: counts of the observers behind the first.
+    state: &'a [AtomicU64],
+    /// Which of a frame's per-page counts is the scheme's first.
+    nth: usize,
+    limit: u64,
+}
+
+impl<'a, M: Memory> Target<'a, M> {
+    /// The counts of `folio`; mappings beyond `limit` are refused.
+    pub fn new(frames: &'a Frames<M>, folio: Folio<'a>, limit: u64) -> Self {
+        Self {
+            frames,
+            head: folio.head(),
+            order: folio.order(),
+            anon: folio.is_anon(),
+            small: folio.small_count(),
+            state: folio.state(),
+            nth: 0,
+            limit,
+        }
+    }
+
+    /// Pages of the folio.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.order.pages()
+    }
+
+    /// The scheme's per-page count of page `page`.
+    fn page(&self, page: u64) -> Count32<'a> {
+        let (word, high) = self.frames.page_count(self.head.add(page), self.nth);
+        if high { Count32::high(word) } else { Count32::low(word) }
+    }
+
+    /// Refuses when `now + more` passes the limit.
+    fn admit(&self, now: u64, more: u32) -> Result<(), Refused> {
+        if now + u64::from(more) > self.limit { Err(Refused::Overflow) } else { Ok(()) }
+    }
+}
+
+/// A mapcount scheme. All functions are static: the state lies in the folio's descriptor.
+///
+/// Count changes of one folio are serialised by the scheme itself, with as few locked operations as its state allows. The caller holds the lock
+/// of the table page, has taken the references before `add` and drops them after `sub`.
+pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
+    /// The scheme's name on the command line.
+    const NAME: &'static str;
+    /// What the caller must find out for it.
+    const NEEDS: Needs;
+    /// Words of state of a folio of order 1 and above.
+    const STATE_WORDS: usize;
+    /// Further words in a small folio's descriptor, behind the one 32-bit count that every scheme has there.
+    const SMALL_EXTRA: usize = 0;
+    /// Whether "exclusive" is never wrong.
+    const SOUND: bool = true;
+    /// 32-bit counts it keeps for every frame: 0 for all schemes of constant size.
+    const PAGE_COUNTS: usize = 0;
+
+    /// Leaves are about to appear.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused>;
+
+    /// Leaves are about to be duplicated by fork into the table, region and owner that `b` names.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        Self::add(t, b, beside)
+    }
+
+    /// Leaves are gone, and flushed.
+    fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
+
+    /// The one leaf of `b` has become 512 leaves a level below, in a new table page. `beside`: what stays in the old (region, table).
+    fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
+
+    /// 512 leaves in a table page of their own have become the one leaf of `b`. `beside`: what else stands in its (region, table).
+    fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
+
+    /// A region was cut in two inside the folio, and the table page at the cut holds leaves of it on both sides.
+    fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
+
+    /// Two regions became one inside the folio, and the table page at the seam holds leaves of it on both sides.
+    fn region_merge<M: Memory>(_t: &Target<'_, M>) {}
+
+    /// Q1: does any leaf map the folio?
+    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
+    /// Q2: does exactly one leaf?
+    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
+    /// Q3: may an owner other than `owner`, who maps it, map it too? Errs to yes.
+    fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool>;
+    /// Q4: may a write fault of its only owner, who has lost the exclusive bit, reuse the folio? `refs` is its reference count. Errs to no.
+    fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool>;
+    /// Q5: how many leaves map page `page` (kpagecount)?
+    fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64>;
+    /// Q12: how many pages of it are mapped (AnonPages, Mapped)? Errs to more.
+    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
+    /// Q14: is it partly mapped? Errs to no.
+    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
+    /// Q15: after how many leaves may an rmap walk stop?
+    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
+
+    /// Compares the scheme's state and answers with what a recount found; what is wrong, by name. `cover` gives the leaves over a page.
+    ///
+    /// An exact answer must be the truth; one that errs must err to the side that the query names.
+    ///
+    /// # Errors
+    /// The name of the first thing that is wrong.
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
+        answers_agree::<Self, M>(t, truth, cover)
+    }
+}
+
+/// The part of [`Accounting::check`] that follows from the answers alone.
+fn answers_agree<A: Accounting, M: Memory>(
+    t: &Target<'_, M>,
+    truth: &Truth,
+    cover: &dyn Fn(u64) -> u64,
+) -> Result<(), &'static str> {
+    let ensure = |good: bool, what| if good { Ok(()) } else { Err(what) };
+    let mapped = truth.leaves > 0;
+    match A::mapped(t) {
+        Answer::Exact(said) => ensure(said == mapped, "mapped")?,
+        Answer::Errs(said) => ensure(said || !mapped, "mapped, to the wrong side")?,
+        _ => {}
+    }
+    if let Answer::Exact(said) = A::one_leaf(t) {
+        ensure(said == (truth.leaves == 1), "exactly one leaf")?;
+    }
+    match A::maybe_shared(t, 0) {
+        Answer::Exact(said) => ensure(said == (truth.owners > 1), "shared")?,
+        Answer::Errs(said) => ensure(said || truth.owners <= 1 || !A::SOUND, "exclusive, though two owners map it")?,
+        _ => {}
+    }
+    if let Answer::Exact(said) = A::leaves(t) {
+        ensure(said == truth.leaves, "number of leaves")?;
+    }
+    match A::mapped_pages(t) {
+        Answer::Exact(said) => ensure(said == truth.distinct, "mapped pages")?,
+        Answer::Errs(said) => ensure(said >= truth.distinct, "mapped pages, to the wrong side")?,
+        _ => {}
+    }
+    let partial = 0 < truth.distinct && truth.distinct < t.pages();
+    match A::partially_mapped(t) {
+        Answer::Exact(said) => ensure(said == partial, "partly mapped")?,
+        Answer::Errs(said) => ensure(!said || partial, "partly mapped, to the wrong side")?,
+        _ => {}
+    }
+    for page in 0..t.pages() {
+        match A::page_count(t, page) {
+            Answer::Exact(said) => ensure(said == cover(page), "leaves over a page")?,
+            // Any other answer is the same for all pages.
+            _ => break,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Two schemes at once: the first answers, the second observes. Nest them to watch any number in one run.
+
+use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target, Truth};
+use crate::memory::Memory;
+use crate::sync::Count32;
+
+/// `A` with `B` observing. For checking only: timing runs use one scheme.
+#[derive(Clone, Copy, Debug)]
+pub struct Observe<A, B>(core::marker::PhantomData<(A, B)>);
+
+impl<A: Accounting, B: Accounting> Observe<A, B> {
+    /// The folio as `A` sees it.
+    pub fn first<'a, M: Memory>(t: &Target<'a, M>) -> Target<'a, M> {
+        let words = if t.small.is_some() { A::SMALL_EXTRA } else { A::STATE_WORDS };
+        Target { state: &t.state[..words], ..*t }
+    }
+
+    /// The folio as `B` sees it.
+    pub fn second<'a, M: Memory>(t: &Target<'a, M>) -> Target<'a, M> {
+        let nth = t.nth + A::PAGE_COUNTS;
+        if t.small.is_some() {
+            let (own, rest) = t.state[A::SMALL_EXTRA..].split_at(1);
+            Target { small: Some(Count32::low(&own[0])), state: rest, nth, ..*t }
+        } else {
+            Target { state: &t.state[A::STATE_WORDS..], nth, ..*t }
+        }
+    }
+}
+
+impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
+    const NAME: &'static str = A::NAME;
+    const NEEDS: Needs = A::NEEDS.or(B::NEEDS);
+    const STATE_WORDS: usize = A::STATE_WORDS + B::STATE_WORDS;
+    const SMALL_EXTRA: usize = A::SMALL_EXTRA + 1 + B::SMALL_EXTRA;
+    const PAGE_COUNTS: usize = A::PAGE_COUNTS + B::PAGE_COUNTS;
+
+    fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        let delta = A::add(&Self::first(t), b, beside)?;
+        if let Err(refused) = B::add(&Self::second(t), b, beside) {
+            A::sub(&Self::first(t), b, beside);
+            return Err(refused);
+        }
+        Ok(delta)
+    }
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        let delta = A::dup(&Self::first(t), b, beside)?;
+        if let Err(refused) = B::dup(&Self::second(t), b, beside) {
+            A::sub(&Self::first(t), b, beside);
+            return Err(refused);
+        }
+        Ok(delta)
+    }
+    fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        B::sub(&Self::second(t), b, beside);
+        A::sub(&Self::first(t), b, beside)
+    }
+    fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        B::split(&Self::second(t), b, beside);
+        A::split(&Self::first(t), b, beside)
+    }
+    fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        B::collapse(&Self::second(t), b, beside);
+        A::collapse(&Self::first(t), b, beside)
+    }
+    fn region_cut<M: Memory>(t: &Target<'_, M>) {
+        A::region_cut(&Self::first(t));
+        B::region_cut(&Self::second(t));
+    }
+    fn region_merge<M: Memory>(t: &Target<'_, M>) {
+        A::region_merge(&Self::first(t));
+        B::region_merge(&Self::second(t));
+    }
+    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::mapped(&Self::first(t))
+    }
+    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::one_leaf(&Self::first(t))
+    }
+    fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool> {
+        A::maybe_shared(&Self::first(t), owner)
+    }
+    fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
+        A::may_reuse(&Self::first(t), owner, refs)
+    }
+    fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
+        A::page_count(&Self::first(t), page)
+    }
+    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::mapped_pages(&Self::first(t))
+    }
+    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::partially_mapped(&Self::first(t))
+    }
+    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::leaves(&Self::first(t))
+    }
+
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, cover: &dyn Fn(u64) -> u64) -> Result<(), &'static str> {
+        A::check(&Self::first(t), truth, cover)?;
+        B::check(&Self::second(t), truth, cover)
+    }
+}

@@ -1,0 +1,431 @@
+//! A cursor over a range of pages: the only way to change a table.
+//!
+//! [`Cursor::next`] walks what is there; [`Cursor::open`] makes tables where there are none. Both hand out a [`Part`],
+//! which holds the lock of one table page and reaches a stretch of its entries. A large leaf that the range covers
+//! only in part comes alone in a `Part` with [`Part::straddles`] set: the caller splits it (and tells the counts), and asks again.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use super::{Flush, Place, Tables};
+use crate::addr::{ENTRIES, Level, Pfn};
+use crate::format::{Attrs, Entry, Format, Leaf};
+use crate::sync::WordGuard;
+
+/// Why no part could be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// A table was needed and there is no frame left.
+    OutOfFrames,
+    /// A leaf or a table stands where the other was asked for.
+    InTheWay,
+}
+
+/// A position in a range of pages of one tree of tables.
+pub struct Cursor<'a, F, T> {
+    tables: &'a T,
+    root: Pfn,
+    at: u64,
+    end: u64,
+    format: PhantomData<F>,
+}
+
+impl<F, T> fmt::Debug for Cursor<'_, F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cursor({:#x}..{:#x})", self.at, self.end)
+    }
+}
+
+impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
+    pub(super) fn new(tables: &'a T, root: Pfn, first: u64, end: u64) -> Self {
+        Self { tables, root, at: first, end, format: PhantomData }
+    }
+
+    /// Goes to `page`, at or behind the current position or before it.
+    pub fn seek(&mut self, page: u64) {
+        self.at = page;
+    }
+
+    /// The next stretch of entries that are no tables, locked; `None` at the end of the range. The cursor moves behind it.
+    #[expect(clippy::should_implement_trait, reason = "a part borrows the tables, not the cursor, but holds a lock: not an iterator")]
+    pub fn next(&mut self) -> Option<Part<'a, F, T>> {
+        while self.at < self.end {
+            let (table, level) = self.descend();
+            let guard = self.tables.lock(table);
+            let entries = self.tables.entries(table);
+            let base = self.at & !(level.table_pages() - 1);
+            let first = level.index(self.at);
+            let last = level.index((self.end - 1).min(base + level.table_pages() - 1));
+            let page_of = |i: usize| base + i as u64 * level.entry_pages();
+            let mut i = first;
+            let mut straddles = false;
+            if level == Level::ONE {
+                i = last + 1;
+            } else {
+                while i <= last {
+                    match F::decode(entries[i].load(Relaxed), level) {
+                        Entry::Table(_) => break,
+                        Entry::Leaf(_) if page_of(i) < self.at || page_of(i + 1) > self.end => {
+                            straddles = i == first;
+                            i += usize::from(straddles);
+                            break;
+                        }
+                        _ => i += 1,
+                    }
+                }
+                if i == first {
+                    // Somebody linked a table here between the walk and the lock.
+                    continue;
+                }
+            }
+            let part =
+                Part { tables: self.tables, table, entries, level, base, range: first..i, straddles, _guard: Some(guard), format: PhantomData };
+            self.at = page_of(i);
+            return Some(part);
+        }
+        None
+    }
+
+    /// The table at `level` that spans the current position, from its entry on to the end of the range or of the table; tables that
+    /// are missing on the way are made. The cursor moves behind the part.
+    ///
+    /// # Errors
+    /// [`OpenError::InTheWay`] when a larger leaf stands on the way.
+    pub fn open(&mut self, level: Level) -> Result<Part<'a, F, T>, OpenError> {
+        self.open_unless_held(level, None)
+    }
+
+    /// As [`open`](Self::open), while `held` is held, which may be of the same table: then there is one lock for both, and `held` must stay
+    /// as long as the new part.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside(&mut self, held: &Part<'a, F, T>) -> Result<Part<'a, F, T>, OpenError> {
+        self.open_unless_held(held.level, Some(held.table))
+    }
+
+    fn open_unless_held(&mut self, level: Level, held: Option<Pfn>) -> Result<Part<'a, F, T>, OpenError> {
+        let mut at_level = F::ROOT;
+        let mut table = self.root;
+        while at_level > level {
+            let word = &self.tables.entries(table)[at_level.index(self.at)];
+            // Acquire pairs with the Release below.
+            table = match F::decode(word.load(Acquire), at_level) {
+                Entry::Table(next) => next,
+                Entry::Leaf(_) => return Err(OpenError::InTheWay),
+                Entry::Absent => {
+                    let new = self.tables.alloc_table().ok_or(OpenError::OutOfFrames)?;
+                    let guard = self.tables.lock(table);
+                    match F::decode(word.load(Relaxed), at_level) {
+                        Entry::Absent => {
+                            // Release: whoever sees the link sees the cleared table.
+                            word.store(F::table(new), Release);
+                            new
+                        }
+                        // Another CPU was faster; ours was never reachable.
+                        other => {
+                            drop(guard);
+                            self.tables.free_table(new);
+                            match other {
+                                Entry::Table(next) => next,
+                                _ => return Err(OpenError::InTheWay),
+                            }
+                        }
+                    }
+                }
+            };
+            at_level = at_level.below().ok_or(OpenError::InTheWay)?;
+        }
+        let base = self.at & !(level.table_pages() - 1);
+        let first = level.index(self.at);
+        let end = ((self.end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
+        let part = Part {
+            tables: self.tables,
+            table,
+            entries: self.tables.entries(table),
+            level,
+            base,
+            range: first..end,
+            straddles: false,
+            _guard: (held != Some(table)).then(|| self.tables.lock(table)),
+            format: PhantomData,
+        };
+        self.at = base + end as u64 * level.entry_pages();
+        Ok(part)
+    }
+
+    /// Turns the table that spans the 512 entries around the current position, all of them leaves of consecutive memory
+    /// with the same rights, into one leaf at `level`. Returns the leaf's place and what it is; `None` when the
+    /// entries are anything else. The old table goes into `flush`.
+    pub fn collapse<I>(&mut self, level: Level, flush: &mut Flush<I>) -> Option<(Place, Leaf)> {
+        let below = level.below()?;
+        let page = self.at & !(level.entry_pages() - 1);
+        let mut parent = (F::ROOT, self.root);
+        while parent.0 > level {
+            let Entry::Table(next) = self.decode(parent.1, parent.0) else { return None };
+            parent = (parent.0.below()?, next);
+        }
+        let _parent_guard = self.tables.lock(parent.1);
+        let Entry::Table(child) = self.decode(parent.1, level) else { return None };
+        {
+            let _child_guard = self.tables.lock(child);
+            let entries = self.tables.entries(child);
+            let Entry::Leaf(first) = F::decode(entries[0].load(Relaxed), below) else { return None };
+            if first.pfn.raw() & (level.entry_pages() - 1) != 0 || run_length::<F>(entries, 0, ENTRIES, below, Attrs::ACCESSED_DIRTY) < ENTRIES {
+                return None;
+            }
+            // An MMU may set bits through the old table until the flush. Accessed is claimed anyway; dirty is claimed where a store
+            // is possible, which errs to the safe side.
+            let mut attrs = first.attrs.or(Attrs::ACCESSED).with_if(first.attrs.has(Attrs::WRITE), Attrs::DIRTY);
+            for word in entries {
+                if let Entry::Leaf(leaf) = F::decode(word.load(Relaxed), below) {
+                    attrs = attrs.with_if(leaf.attrs.has(Attrs::DIRTY), Attrs::DIRTY);
+                }
+            }
+            let leaf = Leaf { pfn: first.pfn, attrs };
+            self.tables.entries(parent.1)[level.index(page)].store(F::leaf(leaf, level), Release);
+            flush.add_pages(page, level.entry_pages());
+            flush.push_table(self.tables, child);
+            Some((Place { page, table: parent.1, level }, leaf))
+        }
+    }
+
+    fn decode(&self, table: Pfn, level: Level) -> Entry {
+        F::decode(self.tables.entries(table)[level.index(self.at)].load(Acquire), level)
+    }
+
+    /// The deepest table on the way to the current position.
+    fn descend(&self) -> (Pfn, Level) {
+        let mut level = F::ROOT;
+        let mut table = self.root;
+        loop {
+            match (self.decode(table, level), level.below()) {
+                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
+                _ => return (table, level),
+            }
+        }
+    }
+}
+
+/// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
+fn run_length<F: Format>(entries: &[AtomicU64; ENTRIES], i: usize, max: usize, level: Level, ignore: Attrs) -> usize {
+    let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
+    let step = F::leaf_step(level);
+    let mut expected = entries[i].load(Relaxed) & !ignore;
+    let mut n = 1;
+    for word in &entries[i + 1..i + max] {
+        expected = expected.wrapping_add(step);
+        if word.load(Relaxed) & !ignore != expected {
+            break;
+        }
+        n += 1;
+    }
+    n
+}
+
+/// A stretch of entries of one table page, under the lock of that page. Indexes are those of the table, within
+/// [`Part::range`]. None of the entries is a table.
+pub struct Part<'a, F, T> {
+    tables: &'a T,
+    table: Pfn,
+    entries: &'a [AtomicU64; ENTRIES],
+    level: Level,
+    base: u64,
+    range: Range<usize>,
+    straddles: bool,
+    /// `None` when another part of the same table, which its owner holds as long, has the lock.
+    _guard: Option<WordGuard<'a>>,
+    format: PhantomData<F>,
+}
+
+impl<F, T> fmt::Debug for Part<'_, F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Part({:?}, level {:?}, {:?})", self.table, self.level, self.range)
+    }
+}
+
+impl<F: Format, T: Tables> Part<'_, F, T> {
+    /// The entries that belong to the part.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// The table page.
+    #[must_use]
+    pub fn table(&self) -> Pfn {
+        self.table
+    }
+
+    /// Its level.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether the part is one leaf that reaches beyond the cursor's range.
+    #[must_use]
+    pub fn straddles(&self) -> bool {
+        self.straddles
+    }
+
+    /// The first page that entry `i` translates.
+    #[must_use]
+    pub fn page(&self, i: usize) -> u64 {
+        self.base + i as u64 * self.level.entry_pages()
+    }
+
+    /// Pages that the whole table spans: `first..end`.
+    #[must_use]
+    pub fn span(&self) -> Range<u64> {
+        self.base..self.base + self.level.table_pages()
+    }
+
+    /// The index of the entry that translates `page`, which must lie in [`Part::span`].
+    #[must_use]
+    pub fn index(&self, page: u64) -> usize {
+        debug_assert!(self.span().contains(&page));
+        self.level.index(page)
+    }
+
+    /// Entry `i`.
+    #[must_use]
+    pub fn entry(&self, i: usize) -> Entry {
+        F::decode(self.entries[i].load(Relaxed), self.level)
+    }
+
+    /// The leaf at `i`, if one is there.
+    #[must_use]
+    pub fn leaf(&self, i: usize) -> Option<Leaf> {
+        match self.entry(i) {
+            Entry::Leaf(leaf) => Some(leaf),
+            _ => None,
+        }
+    }
+
+    /// Whether entry `i` holds nothing.
+    #[must_use]
+    pub fn is_absent(&self, i: usize) -> bool {
+        matches!(self.entry(i), Entry::Absent)
+    }
+
+    /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
+    #[must_use]
+    pub fn run_length(&self, i: usize, max: usize, ignore: Attrs) -> usize {
+        run_length::<F>(self.entries, i, max, self.level, ignore)
+    }
+
+    /// How many of the entries `range` are leaves that map a frame of `first..end`.
+    #[must_use]
+    pub fn count_leaves_of(&self, range: Range<usize>, first: Pfn, end: Pfn) -> u32 {
+        self.entries[range]
+            .iter()
+            .filter(|word| match F::decode(word.load(Relaxed), self.level) {
+                Entry::Leaf(leaf) => first <= leaf.pfn && leaf.pfn < end,
+                _ => false,
+            })
+            .count() as u32
+    }
+
+    /// Writes `n` leaves of consecutive memory from `i` on over absent entries. Not-present entries are never
+    /// cached, so nothing needs a flush (SDM vol. 3, 4.10.2.3).
+    pub fn install(&self, i: usize, n: usize, leaf: Leaf) {
+        let step = F::leaf_step(self.level);
+        let mut raw = F::leaf(leaf, self.level);
+        for word in &self.entries[i..i + n] {
+            debug_assert_eq!(F::decode(word.load(Relaxed), self.level), Entry::Absent);
+            // Release: the folio's contents and counts are there before a walk can reach it.
+            word.store(raw, Release);
+            raw = raw.wrapping_add(step);
+        }
+    }
+
+    /// Clears `n` leaves from `i` on; the union of their attributes. An entry with accessed and dirty set holds nothing that the MMU could
+    /// still change, so a load and a store are enough; any other is exchanged, so that no late bit is lost.
+    pub fn clear(&self, i: usize, n: usize) -> Attrs {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let mut union = Attrs::NONE;
+        let mut last = 0;
+        for word in &self.entries[i..i + n] {
+            let mut raw = word.load(Relaxed);
+            if raw & settled == settled {
+                word.store(0, Relaxed);
+            } else {
+                raw = word.swap(0, AcqRel);
+            }
+            // Runs differ in the frame only: decode once per change of the low bits, not per entry.
+            if (raw ^ last) & 0xfff != 0 {
+                last = raw;
+                if let Entry::Leaf(leaf) = F::decode(raw, self.level) {
+                    union = union.or(leaf.attrs);
+                }
+            }
+        }
+        union
+    }
+
+    /// Takes `remove` away from `n` leaves from `i` on and gives them `add`. Settled entries by a load and a store, others by a
+    /// compare-exchange, so that a bit the MMU sets meanwhile stays.
+    pub fn change(&self, i: usize, n: usize, remove: Attrs, add: Attrs) {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let clear = F::set_bits(remove) | F::clear_bits(add);
+        let set = F::set_bits(add) | F::clear_bits(remove);
+        for word in &self.entries[i..i + n] {
+            let raw = word.load(Relaxed);
+            if raw & settled == settled {
+                word.store(raw & !clear | set, Relaxed);
+            } else {
+                // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
+                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(raw & !clear | set));
+            }
+        }
+    }
+
+    /// Copies `n` leaves from `i` on to the same indexes of `to`, a part of another table at the same level, and takes `remove` away from
+    /// both. Each entry is read once and written at most once on either side.
+    pub fn copy_to(&self, i: usize, n: usize, to: &Self, remove: Attrs) {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let clear = F::set_bits(remove);
+        for (from, to) in self.entries[i..i + n].iter().zip(&to.entries[i..i + n]) {
+            let raw = from.load(Relaxed);
+            to.store(raw & !clear, Relaxed);
+            if raw & clear != 0 {
+                if raw & settled == settled {
+                    from.store(raw & !clear, Relaxed);
+                } else {
+                    from.fetch_and(!clear, AcqRel);
+                }
+            }
+        }
+    }
+
+    /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table.
+    ///
+    /// # Errors
+    /// [`OpenError::OutOfFrames`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// When `i` is no leaf above level 1.
+    pub fn split<I>(&self, i: usize, flush: &mut Flush<I>) -> Result<Pfn, OpenError> {
+        let below = self.level.below().expect("a leaf above level 1");
+        let Entry::Leaf(_) = self.entry(i) else { panic!("no leaf to split at {:#x}", self.page(i)) };
+        let table = self.tables.alloc_table().ok_or(OpenError::OutOfFrames)?;
+        // Taken out with an exchange, so that the last accessed and dirty bits of the MMU reach the new leaves. Until the new table is
+        // linked an access faults and waits for our lock.
+        let Entry::Leaf(leaf) = F::decode(self.entries[i].swap(0, AcqRel), self.level) else {
+            unreachable!("the entry is locked")
+        };
+        let step = F::leaf_step(below);
+        let mut raw = F::leaf(leaf, below);
+        for word in self.tables.entries(table) {
+            word.store(raw, Relaxed);
+            raw = raw.wrapping_add(step);
+        }
+        self.entries[i].store(F::table(table), Release);
+        flush.add_pages(self.page(i), self.level.entry_pages());
+        Ok(table)
+    }
+}

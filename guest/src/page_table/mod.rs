@@ -1,0 +1,199 @@
+//! One page-table engine for every format.
+//!
+//! A [`PageTable`] is a root frame and a format. The only way to change it is a [`Cursor`] over a range of
+//! pages, which hands out [`Part`]s: stretches of one locked table page. The engine knows nothing of folios:
+//! it maps frames. What a change leaves behind for the TLB, and what must outlive the TLB, travels in a [`Flush`].
+//!
+//! ```text
+//! root (level 4) ──> level 3 ──> level 2 ──> level 1        an entry is absent, a table or a leaf;
+//!                       │           │           │           leaves of order 18, 9, 0 stand at
+//!                    1 GiB leaf  2 MiB leaf  4 KiB leaf     levels 3, 2, 1
+//! ```
+//!
+//! Entries are atomic. Tables are linked in complete and unlinked under the lock of their parent; a table page is
+//! freed only while the owner of the tables excludes walkers (the space lock) and after a flush.
+
+mod cursor;
+mod flush;
+
+pub use cursor::{Cursor, OpenError, Part};
+pub use flush::{FLUSH_CAPACITY, Flush};
+
+use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use crate::addr::{ENTRIES, Level, Pfn};
+use crate::format::{Entry, Format, Leaf};
+use crate::sync::WordGuard;
+
+/// Where table pages come from and how they are reached.
+pub trait Tables {
+    /// The entries of `table`.
+    fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES];
+    /// Locks `table`: its entries change only under this lock, except for the bits that the MMU sets.
+    fn lock(&self, table: Pfn) -> WordGuard<'_>;
+    /// A table page with all entries absent, or `None` when there is no frame left.
+    fn alloc_table(&self) -> Option<Pfn>;
+    /// Takes a table page back; nothing may walk it any more.
+    fn free_table(&self, table: Pfn);
+}
+
+/// Where a leaf stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Page number that the leaf's first byte translates.
+    pub page: u64,
+    /// The table page that holds it.
+    pub table: Pfn,
+    /// The level of that table.
+    pub level: Level,
+}
+
+/// A tree of tables.
+#[derive(Debug)]
+pub struct PageTable<F> {
+    root: Pfn,
+    format: PhantomData<F>,
+}
+
+impl<F> Clone for PageTable<F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F> Copy for PageTable<F> {}
+
+impl<F: Format> PageTable<F> {
+    /// The tables whose root is `root`, a cleared table page.
+    #[must_use]
+    pub fn new(root: Pfn) -> Self {
+        Self { root, format: PhantomData }
+    }
+
+    /// The root's frame.
+    #[must_use]
+    pub fn root(self) -> Pfn {
+        self.root
+    }
+
+    /// A cursor over pages `first..end`.
+    pub fn cursor<T: Tables>(self, tables: &T, first: u64, end: u64) -> Cursor<'_, F, T> {
+        Cursor::new(tables, self.root, first, end)
+    }
+
+    /// The leaf that translates `page`, without a lock: a snapshot.
+    pub fn lookup<T: Tables>(self, tables: &T, page: u64) -> Option<(Place, Leaf)> {
+        let (place, entry) = self.deepest(tables, page);
+        match entry {
+            Entry::Leaf(leaf) => Some((place, leaf)),
+            _ => None,
+        }
+    }
+
+    /// The deepest entry on the way to `page`: a leaf, or absent. `place.page` is the first page it spans.
+    pub fn deepest<T: Tables>(self, tables: &T, page: u64) -> (Place, Entry) {
+        let mut level = F::ROOT;
+        let mut table = self.root;
+        loop {
+            // Acquire pairs with the Release that links a table: its cleared entries are seen.
+            let entry = F::decode(tables.entries(table)[level.index(page)].load(Acquire), level);
+            match (entry, level.below()) {
+                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
+                _ => return (Place { page: page & !(level.entry_pages() - 1), table, level }, entry),
+            }
+        }
+    }
+
+    /// Visits every leaf below page `end`, all leaves of a table before the tables below it, in address order within a table.
+    /// A snapshot: for audits of tables that do not change meanwhile.
+    pub fn for_each_leaf<T: Tables>(self, tables: &T, end: u64, visit: &mut impl FnMut(Place, Leaf)) {
+        leaves_below::<F, T>(tables, self.root, F::ROOT, 0, end, visit);
+    }
+
+    /// Number of table pages below page `end`, the root included.
+    pub fn nr_tables<T: Tables>(self, tables: &T, end: u64) -> u64 {
+        tables_below::<F, T>(tables, self.root, F::ROOT, 0, end)
+    }
+
+    /// Unlinks every table that spans only pages of `first..end` into `flush`, bottom up. All entries of the range must be absent and
+    /// the caller must exclude everybody who walks there.
+    pub fn prune<T: Tables, I>(self, tables: &T, first: u64, end: u64, flush: &mut Flush<I>) {
+        prune_below::<F, T, I>(tables, self.root, F::ROOT, 0, first, end, flush);
+    }
+}
+
+fn leaves_below<F: Format, T: Tables>(
+    tables: &T,
+    table: Pfn,
+    level: Level,
+    base: u64,
+    end: u64,
+    visit: &mut impl FnMut(Place, Leaf),
+) {
+    let mut has_tables = false;
+    for (i, word) in tables.entries(table).iter().enumerate() {
+        let page = base + i as u64 * level.entry_pages();
+        if page >= end {
+            break;
+        }
+        match F::decode(word.load(Relaxed), level) {
+            Entry::Absent => {}
+            Entry::Table(_) => has_tables = true,
+            Entry::Leaf(leaf) => visit(Place { page, table, level }, leaf),
+        }
+    }
+    let Some(below) = level.below().filter(|_| has_tables) else { return };
+    for (i, word) in tables.entries(table).iter().enumerate() {
+        let page = base + i as u64 * level.entry_pages();
+        if page >= end {
+            break;
+        }
+        if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
+            leaves_below::<F, T>(tables, next, below, page, end, visit);
+        }
+    }
+}
+
+fn tables_below<F: Format, T: Tables>(tables: &T, table: Pfn, level: Level, base: u64, end: u64) -> u64 {
+    let Some(below) = level.below() else { return 1 };
+    let mut nr = 1;
+    for (i, word) in tables.entries(table).iter().enumerate() {
+        let page = base + i as u64 * level.entry_pages();
+        if page >= end {
+            break;
+        }
+        if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
+            nr += tables_below::<F, T>(tables, next, below, page, end);
+        }
+    }
+    nr
+}
+
+fn prune_below<F: Format, T: Tables, I>(
+    tables: &T,
+    table: Pfn,
+    level: Level,
+    base: u64,
+    first: u64,
+    end: u64,
+    flush: &mut Flush<I>,
+) {
+    let Some(below) = level.below() else { return };
+    let start = if first > base { level.index(first) } else { 0 };
+    for i in start..ENTRIES {
+        let page = base + i as u64 * level.entry_pages();
+        if page >= end {
+            break;
+        }
+        let word = &tables.entries(table)[i];
+        if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
+            prune_below::<F, T, I>(tables, next, below, page, first, end, flush);
+            if first <= page && page + level.entry_pages() <= end {
+                let _guard = tables.lock(table);
+                word.store(0, Release);
+                flush.push_table(tables, next);
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! madvise.
+
+use super::map::pages_of;
+use super::vma::VmaFlags;
+use super::{Manager, MapError, SpaceId};
+use crate::addr::Gva;
+use crate::mapcount::Accounting;
+use crate::memory::{Memory, Tlb};
+use crate::page_table::Flush;
+use crate::sync::write_lock;
+use crate::trace::Advice;
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Acts on advice for a range; holes are skipped.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn advise(&self, id: SpaceId, at: Gva, pages: u64, advice: Advice) -> Result<(), MapError> {
+        let range = pages_of(at, pages)?;
+        let space = self.space(id);
+        let _guard = write_lock(space.lock);
+        let mut flush = Flush::new();
+        let mut at = range.start;
+        let mut result = Ok(());
+        while let Some(vma) = self.vma_at_or_above(&space, at).filter(|vma| vma.start() < range.end) {
+            at = vma.end();
+            let flags = vma.flags();
+            let wanted = match advice {
+                Advice::DontNeed => {
+                    self.zap(&space, vma, vma.start().max(range.start), vma.end().min(range.end), &mut flush);
+                    continue;
+                }
+                Advice::HugePage => flags.without(VmaFlags::NO_HUGE).or(VmaFlags::HUGE),
+                Advice::NoHugePage => flags.without(VmaFlags::HUGE).or(VmaFlags::NO_HUGE),
+            };
+            if wanted == flags {
+                continue;
+            }
+            match self.isolate(&space, vma, &range, &mut flush) {
+                Ok(vma) => {
+                    at = vma.end();
+                    vma.set_flags(wanted);
+                    self.merge_vma(&space, vma);
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.finish(&space, &mut flush);
+        result
+    }
+}

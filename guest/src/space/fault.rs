@@ -1,0 +1,538 @@
+//! Faults: the largest folio that policy, alignment and memory allow, and every page of it that fits this vma and
+//! this table mapped in one batch with one accounting call.
+//!
+//! A fault holds the space lock shared. It allocates and fills the folio first, then takes the table lock, looks
+//! again, and gives the folio back when another CPU was faster.
+
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::vma::{Vma, VmaFlags};
+use super::{LargeFolios, Manager, Removed, Space, SpaceId};
+use crate::addr::{Gva, Level, Order};
+use crate::folio::{Folio, FolioFlags, Mapping};
+use crate::format::{Attrs, Entry, Leaf, LongMode};
+use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, OpenError, Part, Place};
+use crate::sync::{read_lock, write_lock};
+use crate::trace::stack_grows;
+
+/// What the tenant tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// A fetch.
+    Fetch,
+}
+
+/// What a fault turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FaultKind {
+    /// A new folio was allocated and mapped.
+    FirstTouch = 0,
+    /// A shared page was copied.
+    Copy = 1,
+    /// A write-protected page turned out to be ours alone, or the object's own, and became writable.
+    Reuse = 2,
+    /// A folio that was in memory already was mapped.
+    Refault = 3,
+    /// Nothing was missing: another CPU, or a stale translation.
+    Spurious = 4,
+    /// A page of a device window was entered.
+    Device = 5,
+}
+
+/// A fault that was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What it was.
+    pub kind: FaultKind,
+    /// The order of the folio.
+    pub order: Order,
+    /// Pages mapped or made writable.
+    pub pages: u64,
+}
+
+/// Why a fault could not be served: what the tenant would get as a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultError {
+    /// Nothing is mapped there (SIGSEGV).
+    NotMapped,
+    /// The mapping does not allow it (SIGSEGV).
+    Forbidden,
+    /// Behind the end of the object (SIGBUS).
+    BeyondEnd,
+    /// A folio has as many mappings as it may (SIGBUS).
+    Refused(Refused),
+    /// No frame of any order.
+    OutOfFrames,
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMapped => f.write_str("nothing is mapped there"),
+            Self::Forbidden => f.write_str("the mapping does not allow the access"),
+            Self::BeyondEnd => f.write_str("behind the end of the object"),
+            Self::Refused(refused) => refused.fmt(f),
+            Self::OutOfFrames => f.write_str("out of frames"),
+        }
+    }
+}
+
+impl core::error::Error for FaultError {}
+
+/// What an attempt came to.
+enum Attempt {
+    Done(Fault),
+    /// The tables changed meanwhile: look again.
+    Again,
+}
+
+use Attempt::{Again, Done};
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Serves a fault of a tenant at `at`.
+    ///
+    /// # Errors
+    /// [`FaultError`]: the access is not allowed, or cannot be served.
+    pub fn fault(&self, id: SpaceId, at: Gva, access: Access) -> Result<Fault, FaultError> {
+        let page = at.page();
+        let space = self.space(id);
+        loop {
+            {
+                let _guard = read_lock(space.lock);
+                if let Some(vma) = self.find_vma(&space, page) {
+                    if let Done(fault) = self.fault_in(&space, vma, page, access)? {
+                        return Ok(fault);
+                    }
+                    continue;
+                }
+            }
+            self.grow_stack(&space, page)?;
+        }
+    }
+
+    /// Extends the stack above `page` down to it.
+    fn grow_stack(&self, space: &Space<'_>, page: u64) -> Result<(), FaultError> {
+        let _guard = write_lock(space.lock);
+        let above = self.vma_at_or_above(space, page).ok_or(FaultError::NotMapped)?;
+        if above.start() <= page {
+            // Another CPU was faster.
+            return Ok(());
+        }
+        let below = self.vma_below(space, page).map_or(0, |vma| vma.end());
+        let grows = stack_grows(above.address(), Gva::from_page(page), Gva::from_page(below));
+        if !above.flags().has(VmaFlags::STACK) || !grows {
+            return Err(FaultError::NotMapped);
+        }
+        // The key in the tree is the start: take it out and in again.
+        self.remove_from_tree(space.tree, above);
+        above.set_offset(above.offset() - (above.start() - page));
+        above.set_range(page..above.end());
+        self.insert_in_tree(space.tree, above);
+        Ok(())
+    }
+
+    fn fault_in(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, access: Access) -> Result<Attempt, FaultError> {
+        let needed = match access {
+            Access::Read => VmaFlags::READ,
+            Access::Write => VmaFlags::WRITE,
+            Access::Fetch => VmaFlags::EXEC,
+        };
+        // As on x86: what may be written or executed may be read.
+        if !vma.flags().has(needed) && !(access == Access::Read && vma.flags().is_accessible()) {
+            return Err(FaultError::Forbidden);
+        }
+        let write = access == Access::Write;
+        let (place, entry) = space.table().deepest(self, page);
+        match entry {
+            Entry::Leaf(leaf) if write && !leaf.attrs.has(Attrs::WRITE) => self.fault_write(space, vma, page),
+            Entry::Leaf(_) => Ok(Done(Fault { kind: FaultKind::Spurious, order: Order::BASE, pages: 0 })),
+            _ if vma.flags().has(VmaFlags::DEVICE) => self.fault_device(space, vma, page),
+            _ if vma.is_anon() => self.fault_anon(space, vma, page, place),
+            _ => self.fault_object(space, vma, page, write, place),
+        }
+    }
+
+    // --- first touch of anonymous memory -----------------------------------------------------------------------
+
+    fn fault_anon(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
+        let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
+        let mut orders = self.orders_for(vma);
+        loop {
+            // Order 0 is always in the mask, and nothing is wrong with it but memory.
+            let order = Order::new(orders.ilog2() as u8);
+            orders &= !(1 << order.get());
+            let first = page & !(order.pages() - 1);
+            let last_resort = orders == 0;
+            let level = self.leaf_level(order, place.level);
+            let fits = vma.start() <= first
+                && first + order.pages() <= vma.end()
+                && level.is_some()
+                && self.is_absent(place, first, order);
+            let folio = if fits || last_resort {
+                let mapping = Mapping { object: family, index: vma.index(first) };
+                self.new_folio(order, FolioFlags::ANON, mapping, true)
+            } else {
+                None
+            };
+            let (Some(folio), Some(level)) = (folio, level) else {
+                if last_resort {
+                    return Err(FaultError::OutOfFrames);
+                }
+                continue;
+            };
+            let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
+            match self.map_new(space, vma, folio, first, level, attrs) {
+                Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
+                Ok(Again) => return Ok(Again),
+                // No representation, or no room for so many: a smaller folio may do.
+                Err(FaultError::Refused(_) | FaultError::OutOfFrames) if !last_resort => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Orders to try in `vma`, as a mask with bit 0 set.
+    fn orders_for(&self, vma: Vma<'_>) -> u32 {
+        let flags = vma.flags();
+        let large = match self.policy.large {
+            LargeFolios::Always => !flags.has(VmaFlags::NO_HUGE),
+            LargeFolios::Advised => flags.has(VmaFlags::HUGE),
+            LargeFolios::Never => false,
+        };
+        if large && !flags.has(VmaFlags::STACK) { self.policy.orders | 1 } else { 1 }
+    }
+
+    /// The level of the leaves that map a new folio of `order` where the lowest table there is at `lowest`; `None` when it would not fit one table.
+    fn leaf_level(&self, order: Order, lowest: Level) -> Option<Level> {
+        let highest = self.policy.max_leaf.min(lowest);
+        [Level::THREE, Level::TWO, Level::ONE].into_iter().find(|&level| {
+            level <= highest && level.leaf_order() <= order && order.pages() <= level.table_pages()
+        })
+    }
+
+    /// Whether the block of `order` at page `first` holds nothing yet; `place` is where the walk to a page of it ended.
+    fn is_absent(&self, place: Place, first: u64, order: Order) -> bool {
+        let step = place.level.entry_pages();
+        if order.pages() <= step {
+            return true;
+        }
+        if order.pages() > place.level.table_pages() {
+            return false;
+        }
+        let i = place.level.index(first);
+        crate::page_table::Tables::entries(self, place.table)[i..i + (order.pages() / step) as usize]
+            .iter()
+            .all(|word| word.load(Relaxed) == 0)
+    }
+
+    /// Maps all of a folio that nobody knows yet at page `first`, or frees it.
+    fn map_new(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        first: u64,
+        level: Level,
+        attrs: Attrs,
+    ) -> Result<Attempt, FaultError> {
+        let leaves = (folio.pages() >> level.page_shift()) as usize;
+        folio.init_refs(leaves as u32);
+        let undo = |result| {
+            self.put(folio, leaves as u32);
+            result
+        };
+        let part = match space.table().cursor(self, first, first + folio.pages()).open(level) {
+            Ok(part) => part,
+            Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
+            Err(OpenError::InTheWay) => return undo(Ok(Again)),
+        };
+        let i = part.index(first);
+        if !(i..i + leaves).all(|i| part.is_absent(i)) {
+            return undo(Ok(Again));
+        }
+        let batch = batch(vma, &part, 0, folio.pages());
+        // All of the folio, which nobody has mapped yet: nothing stands beside it.
+        match self.count(folio, &batch, Neighbours::default()) {
+            Ok(()) => {
+                part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
+                space.rss.fetch_add(folio.pages(), Relaxed);
+                Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
+            }
+            Err(refused) => undo(Err(FaultError::Refused(refused))),
+        }
+    }
+
+    /// Tells the counts of leaves that are about to appear.
+    pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
+        let delta = A::add(&self.counts(folio), batch, beside)?;
+        self.statistics.adds.fetch_add(1, Relaxed);
+        self.note(folio, delta);
+        Ok(())
+    }
+
+    // --- objects -----------------------------------------------------------------------------------------------
+
+    fn fault_object(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        write: bool,
+        place: Place,
+    ) -> Result<Attempt, FaultError> {
+        let index = vma.index(page);
+        let (folio, was_cached) = self.cached_folio(vma.object(), index).map_err(|out_of_frames| {
+            if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd }
+        })?;
+        let result = if write && vma.is_private() {
+            self.copy_to_new(space, vma, page, folio, None)
+        } else {
+            self.map_cached(space, vma, page, folio, write, place.level).map(|attempt| match attempt {
+                Done(fault) if !was_cached => Done(Fault { kind: FaultKind::FirstTouch, ..fault }),
+                attempt => attempt,
+            })
+        };
+        self.put(folio, 1);
+        result
+    }
+
+    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet.
+    fn map_cached(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        folio: Folio<'_>,
+        write: bool,
+        lowest: Level,
+    ) -> Result<Attempt, FaultError> {
+        // A large leaf needs the block around the page congruent in the folio and whole in the vma.
+        let congruent = |level: Level| {
+            let block = page & !(level.entry_pages() - 1);
+            let within = vma.window(folio, block..block + level.entry_pages());
+            level.leaf_order() <= folio.order()
+                && within == (block..block + level.entry_pages())
+                && (vma.index(block) - folio.mapping().index) & (level.entry_pages() - 1) == 0
+        };
+        let highest = self.policy.max_leaf.min(lowest);
+        let level = [Level::THREE, Level::TWO]
+            .into_iter()
+            .find(|&level| level <= highest && congruent(level))
+            .unwrap_or(Level::ONE);
+        let window = vma.window(folio, 0..super::PAGES_END);
+        let mut cursor = space.table().cursor(self, page, page + 1);
+        let part = match cursor.open(level) {
+            Ok(part) => part,
+            Err(OpenError::OutOfFrames) => return Err(FaultError::OutOfFrames),
+            Err(OpenError::InTheWay) => return Ok(Again),
+        };
+        let at = part.index(page);
+        if !part.is_absent(at) {
+            return Ok(Again);
+        }
+        let step = level.entry_pages();
+        let window = window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
+        let (lowest, end) = (part.index(window.start), part.index(window.end - 1) + 1);
+        let mut range: Range<usize> = at..at + 1;
+        while range.start > lowest && part.is_absent(range.start - 1) {
+            range.start -= 1;
+        }
+        while range.end < end && part.is_absent(range.end) {
+            range.end += 1;
+        }
+        let first = vma.index(part.page(range.start)) - folio.mapping().index;
+        let pages = range.len() as u64 * step;
+        let batch = batch(vma, &part, first, pages);
+        let beside = self.beside(&part, vma, folio, range.clone());
+        folio.get(batch.leaves());
+        if let Err(refused) = self.count(folio, &batch, beside) {
+            self.put(folio, batch.leaves());
+            return Err(FaultError::Refused(refused));
+        }
+        // Private pages are copied when they are stored to. Of shared ones dirty is data: the MMU says it when it is so.
+        let attrs = vma.attrs().without(if vma.is_private() { Attrs::WRITE } else { Attrs::NONE });
+        part.install(range.start, range.len(), Leaf { pfn: folio.head().add(first), attrs });
+        if write {
+            part.change(at, 1, Attrs::NONE, Attrs::DIRTY);
+        }
+        space.rss.fetch_add(pages, Relaxed);
+        Ok(Done(Fault { kind: FaultKind::Refault, order: folio.order(), pages }))
+    }
+
+    fn fault_device(&self, space: &Space<'_>, vma: Vma<'_>, page: u64) -> Result<Attempt, FaultError> {
+        let part = match space.table().cursor(self, page, page + 1).open(Level::ONE) {
+            Ok(part) => part,
+            Err(OpenError::OutOfFrames) => return Err(FaultError::OutOfFrames),
+            Err(OpenError::InTheWay) => return Ok(Again),
+        };
+        let i = part.index(page);
+        if !part.is_absent(i) {
+            return Ok(Again);
+        }
+        let pfn = vma.device().add(page - vma.start());
+        part.install(i, 1, Leaf { pfn, attrs: vma.attrs().or(Attrs::DIRTY).or(Attrs::UNTRACKED) });
+        Ok(Done(Fault { kind: FaultKind::Device, order: Order::BASE, pages: 1 }))
+    }
+
+    // --- stores to write-protected pages -----------------------------------------------------------------------
+
+    fn fault_write(&self, space: &Space<'_>, vma: Vma<'_>, page: u64) -> Result<Attempt, FaultError> {
+        let mut cursor = space.table().cursor(self, page, page + 1);
+        let Some(part) = cursor.next() else { return Ok(Again) };
+        let i = part.range().start;
+        let Some(leaf) = part.leaf(i) else { return Ok(Again) };
+        if leaf.attrs.has(Attrs::WRITE) {
+            return Ok(Done(Fault { kind: FaultKind::Spurious, order: Order::BASE, pages: 0 }));
+        }
+        let writable = Attrs::WRITE.or(Attrs::ACCESSED_DIRTY);
+        if leaf.attrs.has(Attrs::UNTRACKED) {
+            part.change(i, 1, Attrs::NONE, writable);
+            return Ok(Done(Fault { kind: FaultKind::Reuse, order: Order::BASE, pages: 1 }));
+        }
+        let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+        let entry_pages = part.level().entry_pages();
+        if !vma.is_private() {
+            part.change(i, 1, Attrs::NONE, writable);
+            return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages: entry_pages }));
+        }
+        if folio.is_anon() {
+            if leaf.attrs.has(Attrs::EXCLUSIVE) {
+                // Protected by mprotect, not by sharing: this page, and those like it around it in the folio.
+                let run = self.run_around(vma, &part, folio, i);
+                part.change(run.start, run.len(), Attrs::NONE, writable);
+                let pages = run.len() as u64 * entry_pages;
+                return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
+            }
+            let reusable = A::may_reuse(&self.counts(folio), vma.space().0, folio.refs()).value().unwrap_or(false);
+            if reusable {
+                // Every leaf is ours, so every one may be written from now on: those of this table at once.
+                let run = self.run_around(vma, &part, folio, i);
+                part.change(run.start, run.len(), Attrs::NONE, writable.or(Attrs::EXCLUSIVE));
+                let pages = run.len() as u64 * entry_pages;
+                return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
+            }
+        }
+        if part.level() > Level::ONE {
+            // One page is copied, not 512: split, and look again.
+            let mut flush = Flush::new();
+            let split = self.split_leaf(vma, &part, i, &mut flush);
+            drop(part);
+            self.finish(space, &mut flush);
+            return split.map(|()| Again).map_err(|_| FaultError::OutOfFrames);
+        }
+        folio.get(1);
+        drop(part);
+        let result = self.copy_to_new(space, vma, page, folio, Some(leaf));
+        self.put(folio, 1);
+        result
+    }
+
+    /// The entries around `i` that map `folio` in order with the same rights, within the vma.
+    fn run_around(&self, vma: Vma<'_>, part: &Part<'_, LongMode, Self>, folio: Folio<'_>, i: usize) -> Range<usize> {
+        let window = vma.window(folio, part.span());
+        let step = part.level().entry_pages();
+        let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
+        let end = part.index((window.end - 1).max(part.page(i))) + 1;
+        let of_folio = |j: usize| {
+            part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end())
+        };
+        let mut first = i;
+        while first > lowest && of_folio(first - 1) && part.run_length(first - 1, 2, Attrs::ACCESSED_DIRTY) == 2 {
+            first -= 1;
+        }
+        first..i + part.run_length(i, end - i, Attrs::ACCESSED_DIRTY)
+    }
+
+    /// Puts a private copy of the page of `source` that belongs at `page` there. `present` is the leaf that is there now, if one is. The caller holds
+    /// a reference to `source`.
+    fn copy_to_new(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        source: Folio<'_>,
+        present: Option<Leaf>,
+    ) -> Result<Attempt, FaultError> {
+        let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
+        let mapping = Mapping { object: family, index: vma.index(page) };
+        let copy = self.new_folio(Order::BASE, FolioFlags::ANON, mapping, false).ok_or(FaultError::OutOfFrames)?;
+        copy.init_refs(1);
+        let from = match present {
+            Some(leaf) => leaf.pfn,
+            None => source.head().add(vma.index(page) - source.mapping().index),
+        };
+        self.memory().copy(from, copy.head());
+        self.statistics.copied.fetch_add(1, Relaxed);
+        let part = match space.table().cursor(self, page, page + 1).open(Level::ONE) {
+            Ok(part) => part,
+            Err(error) => {
+                self.put(copy, 1);
+                return match error {
+                    OpenError::OutOfFrames => Err(FaultError::OutOfFrames),
+                    OpenError::InTheWay => Ok(Again),
+                };
+            }
+        };
+        let i = part.index(page);
+        let unchanged = match (part.leaf(i), present) {
+            (None, None) => true,
+            (Some(now), Some(then)) => now.pfn == then.pfn && !now.attrs.has(Attrs::WRITE),
+            _ => false,
+        };
+        if !unchanged {
+            drop(part);
+            self.put(copy, 1);
+            return Ok(Again);
+        }
+        let new_batch = batch(vma, &part, 0, 1);
+        if let Err(refused) = self.count(copy, &new_batch, Neighbours::default()) {
+            drop(part);
+            self.put(copy, 1);
+            return Err(FaultError::Refused(refused));
+        }
+        let leaf = Leaf { pfn: copy.head(), attrs: vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY) };
+        let mut flush = Flush::new();
+        if let Some(old) = present {
+            // Clear, flush, set: no CPU may read the old page after another has stored to the new one.
+            let first = (old.pfn.raw() - source.head().raw()) as u32;
+            let old_batch = Batch { first, ..batch(vma, &part, 0, 1) };
+            let attrs = part.clear(i, 1);
+            flush.add_pages(page, 1);
+            let beside = self.beside(&part, vma, source, i..i + 1);
+            flush.push(Removed { folio: source, batch: old_batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            // The table lock is held across the flush: a walker that meets the hole waits for the new leaf.
+            self.finish(space, &mut flush);
+        } else {
+            space.rss.fetch_add(1, Relaxed);
+        }
+        part.install(i, 1, leaf);
+        Ok(Done(Fault { kind: FaultKind::Copy, order: source.order(), pages: 1 }))
+    }
+}
+
+/// The batch of `pages` pages of a folio, from its page `first` on, in the table of `part`.
+fn batch<M: Memory + Tlb, A: Accounting>(
+    vma: Vma<'_>,
+    part: &Part<'_, LongMode, Manager<M, A>>,
+    first: u64,
+    pages: u64,
+) -> Batch {
+    Batch {
+        class: Class::Process,
+        first: first as u32,
+        pages: pages as u32,
+        leaf: part.level().leaf_order(),
+        region: vma.region(),
+        table: part.table(),
+        owner: vma.space().0,
+    }
+}

@@ -1,0 +1,126 @@
+//! fork: a copy-on-write copy of an address space, one pass per table and one accounting call per folio and table.
+
+use super::vma::Vma;
+use super::{Manager, MapError, Removed, Space, SpaceId};
+use crate::format::{Attrs, LongMode};
+use crate::mapcount::{Accounting, Batch};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, Part};
+use crate::sync::write_lock;
+use core::sync::atomic::Ordering::Relaxed;
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects that no
+    /// private page was ever made of are not copied: faults bring them.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is left of the child then, and the parent has lost no more than its exclusive marks.
+    pub fn fork(&self, parent: SpaceId) -> Result<SpaceId, MapError> {
+        let child = self.create_space()?;
+        let result = {
+            let from = self.space(parent);
+            let to = self.space(child);
+            let _parent = write_lock(from.lock);
+            let _child = write_lock(to.lock);
+            let mut flush = Flush::new();
+            let result = self.copy_vmas(&from, &to, &mut flush);
+            to.brk.store(from.brk.load(Relaxed), Relaxed);
+            // The parent must not store through a translation from before.
+            self.finish(&from, &mut flush);
+            result
+        };
+        match result {
+            Ok(()) => Ok(child),
+            Err(error) => {
+                self.destroy_space(child);
+                Err(error)
+            }
+        }
+    }
+
+    fn copy_vmas<'a>(&'a self, from: &Space<'a>, to: &Space<'a>, flush: &mut Flush<Removed<'a>>) -> Result<(), MapError> {
+        let mut at = 0;
+        while let Some(vma) = self.vma_at_or_above(from, at) {
+            at = vma.end();
+            let copy = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
+            copy.copy_from(vma);
+            copy.set_space(to.id);
+            self.insert_in_tree(to.tree, copy);
+            self.link_vma_all(copy);
+            if vma.family() != 0 {
+                self.copy_leaves(from, to, vma, copy, flush)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_leaves<'a>(
+        &'a self,
+        from: &Space<'a>,
+        to: &Space<'a>,
+        vma: Vma<'a>,
+        copy: Vma<'a>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<(), MapError> {
+        let lost = if vma.is_private() { Attrs::WRITE.or(Attrs::EXCLUSIVE) } else { Attrs::NONE };
+        let mut cursor = from.table().cursor(self, vma.start(), vma.end());
+        while let Some(part) = cursor.next() {
+            let range = part.range();
+            if part.straddles() || range.clone().all(|i| part.is_absent(i)) {
+                // A leaf never reaches across the end of a vma.
+                debug_assert!(!part.straddles(), "a leaf across the end of {vma:?}");
+                continue;
+            }
+            let first = part.page(range.start);
+            let child = to
+                .table()
+                .cursor(self, first, part.page(range.end))
+                .open(part.level())
+                .map_err(|_| MapError::OutOfFrames)?;
+            let mut i = range.start;
+            while i < range.end {
+                if part.leaf(i).is_none() {
+                    i += 1;
+                    continue;
+                }
+                let n = self.duplicate(vma, copy, &part, &child, i..range.end)?;
+                part.copy_to(i, n, &child, lost);
+                let pages = n as u64 * part.level().entry_pages();
+                to.rss.fetch_add(pages, Relaxed);
+                flush.add_pages(part.page(i), pages);
+                i += n;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the leaves at the start of `range` for the child; how many they are.
+    fn duplicate(
+        &self,
+        vma: Vma<'_>,
+        copy: Vma<'_>,
+        part: &Part<'_, LongMode, Self>,
+        child: &Part<'_, LongMode, Self>,
+        range: core::ops::Range<usize>,
+    ) -> Result<usize, MapError> {
+        let i = range.start;
+        if part.leaf(i).is_some_and(|leaf| leaf.attrs.has(Attrs::UNTRACKED)) {
+            return Ok(1);
+        }
+        let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
+        let batch = Batch { region: copy.region(), table: child.table(), owner: copy.space().0, ..batch };
+        let beside = self.beside(child, copy, folio, i..i + n);
+        folio.get(batch.leaves());
+        match A::dup(&self.counts(folio), &batch, beside) {
+            Ok(delta) => {
+                self.statistics.adds.fetch_add(1, Relaxed);
+                self.note(folio, delta);
+                Ok(n)
+            }
+            Err(refused) => {
+                self.put(folio, batch.leaves());
+                Err(MapError::Refused(refused))
+            }
+        }
+    }
+}

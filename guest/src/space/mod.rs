@@ -1,0 +1,486 @@
+//! Address spaces of tenant processes: vmas over one page table each, and every operation on them.
+//!
+//! The [`Manager`] owns the frames, and everything it knows lies in frames: spaces and memory objects in directories, vmas and
+//! large descriptors in slabs. All operations take `&self`; see [`sync`](crate::sync) for the lock order.
+//!
+//! Order of a removal, everywhere: clear entries, flush, subtract counts, drop references, free. Order of a
+//! mapping: references, counts, entries.
+
+mod advise;
+mod fault;
+mod fork;
+mod map;
+mod object;
+mod protect;
+mod remap;
+mod reverse;
+mod split;
+mod tree;
+mod vma;
+mod zap;
+
+pub use fault::{Access, Fault, FaultError, FaultKind};
+pub use map::{Map, MapError};
+pub use object::ObjectId;
+pub use reverse::UnmapFailed;
+pub use vma::{Vma, VmaFlags};
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+
+use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
+use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, Slab};
+use crate::format::LongMode;
+use crate::mapcount::{Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Target};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, PageTable, Part, Tables};
+use crate::sync::{WordGuard, lock_word};
+
+/// One past the last page number of a tenant.
+pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
+
+/// When anonymous faults use folios above order 0, as in Linux's `transparent_hugepage/enabled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LargeFolios {
+    /// Wherever they fit, unless advised against.
+    Always,
+    /// Only where `MADV_HUGEPAGE` asked for them.
+    Advised,
+    /// Never.
+    Never,
+}
+
+/// What faults may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Orders that anonymous faults try, largest first: bit n stands for order n. Order 0 is always tried.
+    pub orders: u32,
+    /// Where orders above 0 are tried at all.
+    pub large: LargeFolios,
+    /// The highest level at which leaves are used: 1, 2, or 3 where the CPU has 1 GiB leaves.
+    pub max_leaf: Level,
+}
+
+impl Policy {
+    /// All orders up to `max`, wherever they fit, with 2 MiB leaves.
+    #[must_use]
+    pub const fn up_to(max: Order) -> Self {
+        Self { orders: (2 << max.get()) - 1, large: LargeFolios::Always, max_leaf: Level::TWO }
+    }
+
+    /// Order 0 and `order` only.
+    #[must_use]
+    pub const fn only(order: Order) -> Self {
+        Self { orders: 1 | 1 << order.get(), ..Self::up_to(order) }
+    }
+}
+
+/// Names an address space; also the owner id of its mappings. Recycled only after its last leaf is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpaceId(pub(crate) u32);
+
+impl SpaceId {
+    /// The number.
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+/// What the manager counts for itself, apart from the scheme.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Pages that the scheme says are mapped, of anonymous folios (AnonPages).
+    pub anon_mapped: Signed,
+    /// Likewise of file folios (Mapped).
+    pub file_mapped: Signed,
+    /// Likewise by huge leaves (AnonHugePages, FilePmdMapped).
+    pub huge_mapped: Signed,
+    /// Frames that had to be cleared because they were not known to be zero.
+    pub cleared: AtomicU64,
+    /// Frames handed out that were known to be zero.
+    pub known_zero: AtomicU64,
+    /// Frames copied.
+    pub copied: AtomicU64,
+    /// Leaves split into a table.
+    pub splits: AtomicU64,
+    /// Accounting calls that added, and that subtracted.
+    pub adds: AtomicU64,
+    /// See `adds`.
+    pub subs: AtomicU64,
+}
+
+/// A signed statistic.
+#[derive(Debug, Default)]
+pub struct Signed(AtomicU64);
+
+impl Signed {
+    /// Its value.
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed).cast_signed()
+    }
+    fn add(&self, n: i64) {
+        if n != 0 {
+            self.0.fetch_add(n.cast_unsigned(), Relaxed);
+        }
+    }
+}
+
+/// Where the metadata stands, in bytes and records; tables and vmas apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Directory words and per-page counts, set aside at start.
+    pub carved_bytes: u64,
+    /// Slots of broken blocks.
+    pub slot_bytes: u64,
+    /// Records of large folios, in frames' bytes.
+    pub folio_bytes: u64,
+    /// Large folios.
+    pub large_folios: u64,
+    /// Frames managed.
+    pub frames: u64,
+    /// vmas, in frames' bytes.
+    pub vma_bytes: u64,
+    /// Spaces and objects, in frames' bytes.
+    pub directory_bytes: u64,
+}
+
+/// The page-table manager: frames, folios and address spaces, with mappings counted by scheme `A`.
+pub struct Manager<M, A> {
+    frames: Frames<M>,
+    folios: Slab,
+    vmas: Slab,
+    spaces: Directory,
+    objects: Directory,
+    policy: Policy,
+    limit: AtomicU64,
+    statistics: Statistics,
+    deferred: split::DeferredQueue,
+    scheme: PhantomData<A>,
+}
+
+impl<M, A: Accounting> fmt::Debug for Manager<M, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Manager({}, {:?})", A::NAME, self.frames)
+    }
+}
+
+/// Leaves that an operation has cleared, until they are flushed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removed<'a> {
+    folio: Folio<'a>,
+    batch: Batch,
+    beside: Neighbours,
+    dirty: bool,
+}
+
+type Table = PageTable<LongMode>;
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Takes over the frames of `ranges`; `zeroed` says that they are all known to be zero.
+    ///
+    /// # Errors
+    /// When the ranges are too small or too far apart; see [`InitError`].
+    pub fn new(memory: M, ranges: &[Range<Pfn>], zeroed: bool, policy: Policy) -> Result<Self, InitError> {
+        let slot_words = (crate::folio::SMALL_HEADER_WORDS + A::SMALL_EXTRA).next_power_of_two();
+        let record_words = (crate::folio::HEADER_WORDS + A::STATE_WORDS).next_power_of_two().max(8);
+        Ok(Self {
+            frames: Frames::new(memory, ranges, zeroed, slot_words, A::PAGE_COUNTS)?,
+            folios: Slab::new(record_words),
+            vmas: Slab::new(vma::WORDS),
+            spaces: Directory::new(),
+            objects: Directory::new(),
+            policy,
+            limit: AtomicU64::new(COUNT_LIMIT),
+            statistics: Statistics::default(),
+            deferred: split::DeferredQueue::default(),
+            scheme: PhantomData,
+        })
+    }
+
+    /// The frames.
+    pub fn frames(&self) -> &Frames<M> {
+        &self.frames
+    }
+
+    /// The embedder's memory.
+    pub fn memory(&self) -> &M {
+        self.frames.memory()
+    }
+
+    /// What it counted.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Changes the policy; no operation may run meanwhile.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Lowers the limit of a folio's counts, to see mappings refused. [`COUNT_LIMIT`] otherwise.
+    pub fn set_count_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
+    }
+
+    /// What the metadata costs now.
+    pub fn metadata(&self) -> Metadata {
+        let FrameStats { total, slots, carved, .. } = self.frames.stats();
+        let bytes = |frames: u64| frames << PAGE_SHIFT;
+        Metadata {
+            carved_bytes: bytes(carved),
+            slot_bytes: bytes(slots),
+            folio_bytes: bytes(self.folios.nr_frames()),
+            large_folios: self.folios.in_use(),
+            frames: total,
+            vma_bytes: bytes(self.vmas.nr_frames()),
+            directory_bytes: bytes(self.spaces.nr_frames() + self.objects.nr_frames()),
+        }
+    }
+
+    /// Gives back the frames of empty slabs and directories; whether every frame is free then: what is left at the end.
+    pub fn trim(&self) -> bool {
+        self.folios.trim(&self.frames);
+        self.vmas.trim(&self.frames);
+        self.spaces.trim(&self.frames);
+        self.objects.trim(&self.frames);
+        self.frames.all_free()
+    }
+
+    // --- spaces ----------------------------------------------------------------------------------------------
+
+    /// A new address space with nothing in it.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfFrames`].
+    pub fn create_space(&self) -> Result<SpaceId, MapError> {
+        let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
+        let Some(number) = self.spaces.alloc(&self.frames) else {
+            self.free_table(root);
+            return Err(MapError::OutOfFrames);
+        };
+        self.memory().new_root(root);
+        let space = self.space(SpaceId(number));
+        space.root.store(root.raw(), Relaxed);
+        space.sharers.store(1, Relaxed);
+        Ok(SpaceId(number))
+    }
+
+    /// One more process or thread lives in the space.
+    pub fn share_space(&self, id: SpaceId) {
+        self.space(id).sharers.fetch_add(1, Relaxed);
+    }
+
+    /// One process or thread less lives in the space; whether it was the last, who must [destroy](Self::destroy_space) it.
+    pub fn leave_space(&self, id: SpaceId) -> bool {
+        self.space(id).sharers.fetch_sub(1, AcqRel) == 1
+    }
+
+    /// Tears an address space down: everything unmapped, tables freed bottom-up.
+    pub fn destroy_space(&self, id: SpaceId) {
+        let space = self.space(id);
+        let guard = crate::sync::write_lock(space.lock);
+        let mut flush = Flush::new();
+        let mut at = 0;
+        while let Some(vma) = self.vma_at_or_above(&space, at) {
+            at = vma.end();
+            self.zap(&space, vma, vma.start(), vma.end(), &mut flush);
+            self.remove_vma(&space, vma);
+        }
+        let table = space.table();
+        table.prune(self, 0, PAGES_END, &mut flush);
+        self.finish(&space, &mut flush);
+        drop(guard);
+        self.free_table(table.root());
+        self.spaces.free(&self.frames, id.0);
+    }
+
+    /// The root table of a space: what an MMU is given.
+    pub fn root(&self, id: SpaceId) -> Pfn {
+        self.space(id).table().root()
+    }
+
+    /// The page table of a space, for walks that only look.
+    pub fn page_table(&self, id: SpaceId) -> PageTable<LongMode> {
+        self.space(id).table()
+    }
+
+    /// Pages mapped in a space (Rss), whatever the scheme.
+    pub fn rss(&self, id: SpaceId) -> u64 {
+        self.space(id).rss.load(Relaxed)
+    }
+
+    /// Address spaces that exist.
+    pub fn spaces(&self) -> impl Iterator<Item = SpaceId> + '_ {
+        let end = if self.spaces.in_use() == 0 { 1 } else { self.spaces.end() };
+        (1..end).filter(|&i| self.spaces.get(&self.frames, i)[0].load(Relaxed) != 0).map(SpaceId)
+    }
+
+    /// The vmas of a space in address order. A snapshot: for audits and reports while nothing changes.
+    pub fn vmas(&self, id: SpaceId) -> impl Iterator<Item = Vma<'_>> {
+        let space = self.space(id);
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            let vma = self.vma_at_or_above(&space, at)?;
+            at = vma.end();
+            Some(vma)
+        })
+    }
+
+    fn space(&self, id: SpaceId) -> Space<'_> {
+        let words = self.spaces.get(&self.frames, id.0);
+        Space {
+            id,
+            lock: &words[2],
+            root: &words[3],
+            tree: &words[4],
+            rss: &words[5],
+            brk: &words[6],
+            sharers: &words[7],
+        }
+    }
+
+    // --- folios ----------------------------------------------------------------------------------------------
+
+    /// The folio that frame `pfn` belongs to.
+    pub fn folio(&self, pfn: Pfn) -> Option<Folio<'_>> {
+        self.frames.folio(pfn, self.folios.words())
+    }
+
+    /// The counts of a folio, for the queries of its scheme.
+    pub fn counts<'a>(&'a self, folio: Folio<'a>) -> Target<'a, M> {
+        Target::new(&self.frames, folio, self.limit.load(Relaxed))
+    }
+
+    /// A folio of `order` without references; its contents are zero if `clear`.
+    fn new_folio(&self, order: Order, flags: FolioFlags, mapping: Mapping, clear: bool) -> Option<Folio<'_>> {
+        let run = self.frames.alloc(order, clear)?;
+        let Some(folio) = self.frames.describe(run.pfn, order, flags, mapping, &self.folios) else {
+            self.frames.free(run.pfn, order, run.zeroed);
+            return None;
+        };
+        if clear {
+            let counter = if run.zeroed {
+                &self.statistics.known_zero
+            } else {
+                self.memory().zero(run.pfn, order.pages());
+                &self.statistics.cleared
+            };
+            counter.fetch_add(order.pages(), Relaxed);
+        }
+        Some(folio)
+    }
+
+    /// Frees a folio whose last reference is gone.
+    fn free_folio(&self, folio: Folio<'_>) {
+        if folio.flags().has(FolioFlags::QUEUED) {
+            self.deferred.remove(&self.frames, &self.folios, folio);
+        }
+        self.frames.free_folio(folio, &self.folios);
+    }
+
+    fn put(&self, folio: Folio<'_>, refs: u32) {
+        if folio.put(refs) {
+            self.free_folio(folio);
+        }
+    }
+
+    // --- counts ----------------------------------------------------------------------------------------------
+
+    fn note(&self, folio: Folio<'_>, delta: Delta) {
+        if delta.mapped != 0 {
+            let stat = if folio.is_anon() { &self.statistics.anon_mapped } else { &self.statistics.file_mapped };
+            stat.add(delta.mapped);
+        }
+        self.statistics.huge_mapped.add(delta.huge);
+    }
+
+    /// The leaves of `folio` in the table of `part` and in `vma`, but for the entries `batch` themselves, if the scheme wants to know. `batch` holds indexes.
+    fn beside(&self, part: &Part<'_, LongMode, Self>, vma: Vma<'_>, folio: Folio<'_>, batch: Range<usize>) -> Neighbours {
+        if !A::NEEDS.tuple {
+            return Neighbours::default();
+        }
+        let window = vma.window(folio, part.span());
+        if window.is_empty() {
+            return Neighbours::default();
+        }
+        let window = part.index(window.start)..part.index(window.end - 1) + 1;
+        if batch == window {
+            // The batch is all that this vma and this table can hold of the folio.
+            return Neighbours::default();
+        }
+        let before = part.count_leaves_of(window.start..batch.start.clamp(window.start, window.end), folio.head(), folio.end());
+        let after = part.count_leaves_of(batch.end.clamp(window.start, window.end)..window.end, folio.head(), folio.end());
+        Neighbours { tuple: before + after }
+    }
+
+    /// Finishes a flush: what the entries led to is released behind it.
+    fn finish(&self, space: &Space<'_>, flush: &mut Flush<Removed<'_>>) {
+        flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
+    }
+
+    fn release(&self, removed: Removed<'_>) {
+        let Removed { folio, batch, beside, dirty } = removed;
+        if dirty && !folio.is_anon() {
+            folio.set_flags(FolioFlags::DIRTY);
+        }
+        let delta = A::sub(&self.counts(folio), &batch, beside);
+        self.statistics.subs.fetch_add(1, Relaxed);
+        self.note(folio, delta);
+        if delta.maybe_partial && !folio.set_flags(FolioFlags::QUEUED).has(FolioFlags::QUEUED) {
+            self.deferred.push(&self.frames, &self.folios, folio);
+        }
+        self.put(folio, batch.leaves());
+    }
+}
+
+/// The words of a space's record.
+pub(crate) struct Space<'a> {
+    id: SpaceId,
+    /// Reader-writer lock: faults read, everything that changes vmas writes.
+    lock: &'a AtomicU64,
+    root: &'a AtomicU64,
+    /// Root of the tree of vmas.
+    tree: &'a AtomicU64,
+    rss: &'a AtomicU64,
+    /// One past the heap's last page, 0 before there was one.
+    brk: &'a AtomicU64,
+    /// Processes and threads that live in it.
+    sharers: &'a AtomicU64,
+}
+
+impl Space<'_> {
+    fn table(&self) -> Table {
+        PageTable::new(Pfn::new(self.root.load(Relaxed)))
+    }
+}
+
+impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
+    fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
+        &self.memory().frame(table).0
+    }
+
+    fn lock(&self, table: Pfn) -> WordGuard<'_> {
+        lock_word(self.frames.table_lock(table))
+    }
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        let run = self.frames.alloc_table_frame()?;
+        if !run.zeroed {
+            self.memory().zero(run.pfn, 1);
+        }
+        Some(run.pfn)
+    }
+
+    fn free_table(&self, table: Pfn) {
+        self.frames.free(table, Order::BASE, false);
+    }
+}

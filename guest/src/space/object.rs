@@ -1,0 +1,247 @@
+//! Memory objects: files and shared memory with their page cache, and anonymous objects, to which the private pages of a vma and of
+//! all its copies by fork belong. Either knows its vmas, so that a folio's leaves can be found.
+//!
+//! A page cache is a page table of the same engine: it maps file pages to frames, and holds one reference on each folio.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::vma::Vma;
+use super::{Manager, MapError, Table};
+use crate::addr::{Level, Order, Pfn};
+use crate::folio::{Folio, FolioFlags, Mapping};
+use crate::format::{Attrs, Leaf};
+use crate::mapcount::Accounting;
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, PageTable, Tables};
+use crate::sync::lock_word;
+use crate::trace::{ObjectKind, file_word};
+
+/// Names a memory object of the manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId(pub(crate) u32);
+
+/// The words of an object's record.
+pub(super) struct Object<'a> {
+    number: u32,
+    /// Protects the list of vmas and the page cache.
+    pub(super) lock: &'a AtomicU64,
+    vmas: &'a AtomicU64,
+    root: &'a AtomicU64,
+    pages: &'a AtomicU64,
+    order: &'a AtomicU64,
+    /// What its pages hold when they are first read: the number of a file plus one, or 0 for zeroes.
+    contents: &'a AtomicU64,
+}
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// A file (`contents` gives its number in the trace) or shared memory of `pages` pages, cached in folios of at most `order`.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfFrames`].
+    pub fn create_object(&self, kind: ObjectKind, contents: u32, pages: u64, order: Order) -> Result<ObjectId, MapError> {
+        let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
+        let Some(number) = self.objects.alloc(&self.frames) else {
+            self.free_table(root);
+            return Err(MapError::OutOfFrames);
+        };
+        let object = self.object(number);
+        object.root.store(root.raw(), Relaxed);
+        object.pages.store(pages, Relaxed);
+        object.order.store(u64::from(order.get()), Relaxed);
+        object.contents.store(if kind == ObjectKind::File { u64::from(contents) + 1 } else { 0 }, Relaxed);
+        Ok(ObjectId(number))
+    }
+
+    /// Drops an object that no vma maps any more, with its page cache.
+    pub fn destroy_object(&self, id: ObjectId) {
+        let object = self.object(id.0);
+        debug_assert_eq!(object.vmas.load(Relaxed), 0, "a mapped object cannot go");
+        let cache = object.cache();
+        let mut flush: Flush<()> = Flush::new();
+        let mut cursor = cache.cursor(self, 0, super::PAGES_END);
+        while let Some(part) = cursor.next() {
+            let mut i = part.range().start;
+            while i < part.range().end {
+                let Some(leaf) = part.leaf(i) else {
+                    i += 1;
+                    continue;
+                };
+                let folio = self.folio(leaf.pfn).expect("a page cache maps folios");
+                let entries = ((folio.pages() >> part.level().page_shift()) as usize).max(1);
+                part.clear(i, entries);
+                self.put(folio, 1);
+                i += entries;
+            }
+        }
+        cache.prune(self, 0, super::PAGES_END, &mut flush);
+        // No MMU ever walks a page cache.
+        flush.finish(&NoTlb, self, cache.root(), |()| {});
+        self.free_table(cache.root());
+        self.objects.free(&self.frames, id.0);
+    }
+
+    /// Pages of an object.
+    pub fn object_pages(&self, id: ObjectId) -> u64 {
+        self.object(id.0).pages.load(Relaxed)
+    }
+
+    pub(super) fn object(&self, number: u32) -> Object<'_> {
+        let words = self.objects.get(&self.frames, number);
+        Object {
+            number,
+            lock: &words[2],
+            vmas: &words[3],
+            root: &words[4],
+            pages: &words[5],
+            order: &words[6],
+            contents: &words[7],
+        }
+    }
+
+    /// The cached folio that holds page `index`, made and filled if it is not there; with one reference for the caller, and whether it was
+    /// there. `Err(false)` behind the end of the object, `Err(true)` when frames ran out.
+    pub(super) fn cached_folio(&self, number: u32, index: u64) -> Result<(Folio<'_>, bool), bool> {
+        let object = self.object(number);
+        let pages = object.pages.load(Relaxed);
+        if index >= pages {
+            return Err(false);
+        }
+        let _guard = lock_word(object.lock);
+        let cache = object.cache();
+        if let Some((place, leaf)) = cache.lookup(self, index) {
+            let pfn = leaf.pfn.add(index - place.page);
+            let folio = self.folio(pfn).expect("a page cache maps folios");
+            folio.get(1);
+            return Ok((folio, true));
+        }
+        // The largest aligned run that lies inside the object and is not cached yet.
+        let mut order = object.order.load(Relaxed) as u8;
+        loop {
+            let size = Order::new(order);
+            let first = index & !(size.pages() - 1);
+            if (order == 0 || first + size.pages() <= pages)
+                && let Some(folio) = self.fill(&object, cache, first, size)
+            {
+                return Ok((folio, false));
+            }
+            order = order.checked_sub(1).ok_or(true)?;
+        }
+    }
+
+    /// A folio over pages `first..` of the object, entered in its cache; `None` when some of them are cached already or frames ran out.
+    fn fill(&self, object: &Object<'_>, cache: Table, first: u64, order: Order) -> Option<Folio<'_>> {
+        let level = if order >= Order::HUGE { Level::TWO } else { Level::ONE };
+        let part = cache.cursor(self, first, first + order.pages()).open(level).ok()?;
+        let i = part.index(first);
+        let n = (order.pages() >> level.page_shift()) as usize;
+        if !(i..i + n).all(|i| part.is_absent(i)) {
+            return None;
+        }
+        let mapping = Mapping { object: object.number, index: first };
+        let folio = self.new_folio(order, FolioFlags::CACHE, mapping, true)?;
+        // One for the cache, one for the caller.
+        folio.init_refs(2);
+        part.install(i, n, Leaf { pfn: folio.head(), attrs: Attrs::NONE });
+        if let Some(file) = (object.contents.load(Relaxed) as u32).checked_sub(1) {
+            for i in 0..order.pages() {
+                self.memory().frame(folio.head().add(i)).0[0].store(file_word(file, first + i), Relaxed);
+            }
+        }
+        Some(folio)
+    }
+
+    // --- lists of vmas ---------------------------------------------------------------------------------------
+
+    /// The anonymous object of a vma, made at its first private page.
+    pub(super) fn ensure_family(&self, vma: Vma<'_>) -> Option<u32> {
+        if vma.family() != 0 {
+            return Some(vma.family());
+        }
+        // Faults hold the space lock shared: two may want the first page of one vma.
+        let _guard = lock_word(vma.family_lock());
+        if vma.family() == 0 {
+            let number = self.objects.alloc(&self.frames)?;
+            vma.set_family(number);
+            self.link_vma(vma, true);
+        }
+        Some(vma.family())
+    }
+
+    /// Enters a vma in the lists of its objects.
+    pub(super) fn link_vma_all(&self, vma: Vma<'_>) {
+        if vma.object() != 0 {
+            self.link_vma(vma, false);
+        }
+        if vma.family() != 0 {
+            self.link_vma(vma, true);
+        }
+    }
+
+    /// Takes a vma out of the lists of its objects. An anonymous object goes with its last vma: no private page can be left.
+    pub(super) fn unlink_vma_all(&self, vma: Vma<'_>) {
+        if vma.object() != 0 {
+            self.unlink_vma(vma, false);
+        }
+        if vma.family() != 0 && self.unlink_vma(vma, true) {
+            self.objects.free(&self.frames, vma.family());
+        }
+    }
+
+    pub(super) fn link_vma(&self, vma: Vma<'_>, anon: bool) {
+        let object = self.object(if anon { vma.family() } else { vma.object() });
+        let _guard = lock_word(object.lock);
+        let next = object.vmas.load(Relaxed);
+        vma.links(anon).store(next << 32, Relaxed);
+        if next != 0 {
+            let link = self.vma(crate::folio::Record::from_raw(next as u32)).links(anon);
+            link.store(link.load(Relaxed) & !0xffff_ffff | u64::from(vma.record.raw()), Relaxed);
+        }
+        object.vmas.store(u64::from(vma.record.raw()), Relaxed);
+    }
+
+    /// Whether it was the last.
+    fn unlink_vma(&self, vma: Vma<'_>, anon: bool) -> bool {
+        let object = self.object(if anon { vma.family() } else { vma.object() });
+        let _guard = lock_word(object.lock);
+        let links = vma.links(anon).load(Relaxed);
+        let (prev, next) = (links as u32, (links >> 32) as u32);
+        if prev == 0 {
+            object.vmas.store(u64::from(next), Relaxed);
+        } else {
+            let link = self.vma(crate::folio::Record::from_raw(prev)).links(anon);
+            link.store(link.load(Relaxed) & 0xffff_ffff | u64::from(next) << 32, Relaxed);
+        }
+        if next != 0 {
+            let link = self.vma(crate::folio::Record::from_raw(next)).links(anon);
+            link.store(link.load(Relaxed) & !0xffff_ffff | u64::from(prev), Relaxed);
+        }
+        object.vmas.load(Relaxed) == 0
+    }
+
+    /// The vmas in the list of `object`. Under its lock.
+    pub(super) fn vmas_of<'s>(&'s self, object: &Object<'_>, anon: bool) -> impl Iterator<Item = Vma<'s>> {
+        let mut next = object.vmas.load(Relaxed) as u32;
+        core::iter::from_fn(move || {
+            if next == 0 {
+                return None;
+            }
+            let vma = self.vma(crate::folio::Record::from_raw(next));
+            next = (vma.links(anon).load(Relaxed) >> 32) as u32;
+            Some(vma)
+        })
+    }
+}
+
+impl Object<'_> {
+    fn cache(&self) -> Table {
+        PageTable::new(Pfn::new(self.root.load(Relaxed)))
+    }
+}
+
+/// For tables that no MMU walks.
+struct NoTlb;
+
+impl Tlb for NoTlb {
+    fn flush(&self, _root: Pfn, _scope: crate::memory::FlushScope) {}
+}

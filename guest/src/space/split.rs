@@ -1,0 +1,290 @@
+//! Splitting and collapsing leaves, cutting and joining vmas inside a folio, and the queue of folios to split.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::vma::Vma;
+use super::{Manager, MapError, Removed, Space, SpaceId};
+use crate::addr::{Gva, Level};
+use crate::folio::{Folio, FolioFlags, Frames, Record, Slab};
+use crate::format::{Attrs, LongMode};
+use crate::mapcount::{Accounting, Batch, Class};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, OpenError, Part, Tables};
+use crate::sync::{lock_word, write_lock};
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Splits the leaf at `i` of `part` into a table of its own, and tells the counts in one operation.
+    pub(super) fn split_leaf(
+        &self,
+        vma: Vma<'_>,
+        part: &Part<'_, LongMode, Self>,
+        i: usize,
+        flush: &mut Flush<Removed<'_>>,
+    ) -> Result<(), OpenError> {
+        let leaf = part.leaf(i).expect("the caller saw a leaf");
+        if leaf.attrs.has(Attrs::UNTRACKED) {
+            return part.split(i, flush).map(|_| ());
+        }
+        let (folio, batch, _) = self.batch_at(vma, part, i, i + 1, Attrs::NONE);
+        // References before counts, counts before entries: 511 more of each.
+        folio.get(511);
+        if let Err(error) = part.split(i, flush) {
+            let last = folio.put(511);
+            debug_assert!(!last, "the leaf holds a reference");
+            return Err(error);
+        }
+        let beside = self.beside(part, vma, folio, i..i + 1);
+        let delta = A::split(&self.counts(folio), &batch, beside);
+        self.note(folio, delta);
+        self.statistics.splits.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Turns 512 leaves that map one large folio in order, with the same rights, into one leaf. Whether it was possible.
+    pub fn collapse(&self, id: SpaceId, at: Gva) -> bool {
+        let space = self.space(id);
+        let _guard = write_lock(space.lock);
+        let Some(vma) = self.find_vma(&space, at.page()) else { return false };
+        let level = Level::TWO;
+        let first = at.page() & !(level.entry_pages() - 1);
+        if first < vma.start() || first + level.entry_pages() > vma.end() {
+            return false;
+        }
+        let Some((_, leaf)) = space.table().lookup(self, first) else { return false };
+        let Some(folio) = self.folio(leaf.pfn) else { return false };
+        if folio.pages() < level.entry_pages() {
+            return false;
+        }
+        let mut flush = Flush::new();
+        let mut cursor = space.table().cursor(self, first, first + level.entry_pages());
+        let Some((place, leaf)) = cursor.collapse(level, &mut flush) else { return false };
+        let batch = Batch {
+            class: Class::Process,
+            first: (leaf.pfn.raw() - folio.head().raw()) as u32,
+            pages: level.entry_pages() as u32,
+            leaf: level.leaf_order(),
+            region: vma.region(),
+            table: place.table,
+            owner: id.0,
+        };
+        let mut cursor = space.table().cursor(self, first, first + level.entry_pages());
+        let part = cursor.next().expect("the leaf is there");
+        let i = part.index(first);
+        let beside = self.beside(&part, vma, folio, i..i + 1);
+        drop(part);
+        // Flush first: until then an MMU may still reach the folio through the old table.
+        self.finish(&space, &mut flush);
+        let delta = A::collapse(&self.counts(folio), &batch, beside);
+        self.note(folio, delta);
+        self.put(folio, 511);
+        true
+    }
+
+    // --- vmas ------------------------------------------------------------------------------------------------
+
+    /// Cuts `vma` at `page`, which lies inside it; the upper half. Leaves across the cut are split, and schemes that count regions are told of every folio that is mapped on both sides of it in one table.
+    pub(super) fn cut_vma<'a>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        page: u64,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<Vma<'a>, MapError> {
+        debug_assert!(vma.start() < page && page < vma.end());
+        let upper = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
+        if self.split_at(space, vma, page, flush).is_err() {
+            self.vmas.free(&self.frames, upper.record);
+            return Err(MapError::OutOfFrames);
+        }
+        self.for_straddling(space, vma, page, A::region_cut);
+        upper.copy_from(vma);
+        upper.set_range(page..vma.end());
+        upper.set_offset(vma.index(page));
+        if vma.flags().has(super::VmaFlags::DEVICE) {
+            upper.set_device(vma.device().add(page - vma.start()));
+        }
+        vma.set_range(vma.start()..page);
+        self.insert_in_tree(space.tree, upper);
+        self.link_vma_all(upper);
+        Ok(upper)
+    }
+
+    /// Splits whatever leaf reaches across `page`, so that a table boundary of the lowest level lies there.
+    fn split_at(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, flush: &mut Flush<Removed<'_>>) -> Result<(), OpenError> {
+        loop {
+            let mut cursor = space.table().cursor(self, page, page + 1);
+            match cursor.next() {
+                Some(part) if part.straddles() && part.page(part.range().start) < page => {
+                    self.split_leaf(vma, &part, part.range().start, flush)?;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Joins `vma` with its neighbours where they continue each other; the one it became part of.
+    pub(super) fn merge_vma<'a>(&'a self, space: &Space<'_>, vma: Vma<'a>) -> Vma<'a> {
+        let mut vma = vma;
+        if let Some(below) = self.vma_below(space, vma.start()).filter(|&below| can_merge(below, vma)) {
+            self.join_vmas(space, below, vma);
+            vma = below;
+        }
+        if let Some(above) = self.find_vma(space, vma.end()).filter(|&above| can_merge(vma, above)) {
+            self.join_vmas(space, vma, above);
+        }
+        vma
+    }
+
+    fn join_vmas(&self, space: &Space<'_>, below: Vma<'_>, above: Vma<'_>) {
+        let seam = above.start();
+        if below.family() == 0 && above.family() != 0 {
+            // Not both: the family lives on with the vma that stays.
+            below.set_family(above.family());
+            self.link_vma(below, true);
+        }
+        self.remove_from_tree(space.tree, above);
+        self.unlink_vma_all(above);
+        below.set_range(below.start()..above.end());
+        self.vmas.free(&self.frames, above.record);
+        self.for_straddling(space, below, seam, A::region_merge);
+    }
+
+    /// Calls `tell` for every folio that `vma` maps on both sides of `page` within one table page: once per such table.
+    fn for_straddling(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        tell: impl Fn(&crate::mapcount::Target<'_, M>),
+    ) {
+        if !A::NEEDS.tuple {
+            return;
+        }
+        for level in [Level::ONE, Level::TWO, Level::THREE] {
+            let base = page & !(level.table_pages() - 1);
+            if base == page {
+                // No table of this level holds entries on both sides, nor does one above unless larger leaves meet there.
+                continue;
+            }
+            let Some(table) = self.table_at(space, page, level) else { continue };
+            let entries = self.entries(table);
+            let leaf_at = |page: u64| match <LongMode as crate::format::Format>::decode(
+                entries[level.index(page)].load(Relaxed),
+                level,
+            ) {
+                crate::format::Entry::Leaf(leaf) if !leaf.attrs.has(Attrs::UNTRACKED) => Some(leaf.pfn),
+                _ => None,
+            };
+            let step = level.entry_pages();
+            let span = base..base + level.table_pages();
+            let count = |folio: Folio<'_>, range: core::ops::Range<u64>| {
+                range
+                    .step_by(step as usize)
+                    .filter(|&page| leaf_at(page).is_some_and(|pfn| folio.head() <= pfn && pfn < folio.end()))
+                    .count()
+            };
+            let mut at = vma.start().max(base) & !(step - 1);
+            while at < page {
+                if let Some(folio) = leaf_at(at).and_then(|pfn| self.folio(pfn)) {
+                    let window = vma.window(folio, span.clone());
+                    if window.end > page
+                        && count(folio, window.start..at) == 0
+                        && count(folio, page..window.end) > 0
+                    {
+                        tell(&self.counts(folio));
+                    }
+                }
+                at += step;
+            }
+        }
+    }
+
+    /// The table of `level` on the way to `page`.
+    fn table_at(&self, space: &Space<'_>, page: u64, level: Level) -> Option<crate::addr::Pfn> {
+        use crate::format::{Entry, Format};
+        let mut at = LongMode::ROOT;
+        let mut table = space.table().root();
+        while at > level {
+            match LongMode::decode(self.entries(table)[at.index(page)].load(Relaxed), at) {
+                Entry::Table(next) => table = next,
+                _ => return None,
+            }
+            at = at.below()?;
+        }
+        Some(table)
+    }
+}
+
+/// Whether `above` continues `below`.
+fn can_merge(below: Vma<'_>, above: Vma<'_>) -> bool {
+    let device = below.flags().has(super::VmaFlags::DEVICE);
+    below.end() == above.start()
+        && below.flags() == above.flags()
+        && below.object() == above.object()
+        && (below.family() == above.family() || below.family() == 0 || above.family() == 0)
+        && below.offset() + below.pages() == above.offset()
+        && (!device || below.device().add(below.pages()) == above.device())
+}
+
+/// Anonymous folios that looked partly mapped when one of their leaves went: candidates for splitting, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct DeferredQueue {
+    lock: AtomicU64,
+    first: AtomicU64,
+    last: AtomicU64,
+    length: AtomicU64,
+}
+
+impl DeferredQueue {
+    pub(super) fn len(&self) -> u64 {
+        self.length.load(Relaxed)
+    }
+
+    /// Enters a folio whose QUEUED flag the caller has just set. Small folios are never partly mapped.
+    pub(super) fn push<M: Memory>(&self, frames: &Frames<M>, folios: &Slab, folio: Folio<'_>) {
+        let Some(record) = folio.record() else { return };
+        let _guard = lock_word(&self.lock);
+        let last = self.last.load(Relaxed) as u32;
+        folio.set_links(last, 0);
+        match at(frames, folios, last) {
+            Some(before) => before.set_links(before.links().0, record.raw()),
+            None => self.first.store(u64::from(record.raw()), Relaxed),
+        }
+        self.last.store(u64::from(record.raw()), Relaxed);
+        self.length.fetch_add(1, Relaxed);
+    }
+
+    /// Takes a folio out.
+    pub(super) fn remove<M: Memory>(&self, frames: &Frames<M>, folios: &Slab, folio: Folio<'_>) {
+        let _guard = lock_word(&self.lock);
+        if !folio.clear_flags(FolioFlags::QUEUED).has(FolioFlags::QUEUED) {
+            return;
+        }
+        let (prev, next) = folio.links();
+        match at(frames, folios, prev) {
+            Some(before) => before.set_links(before.links().0, next),
+            None => self.first.store(u64::from(next), Relaxed),
+        }
+        match at(frames, folios, next) {
+            Some(behind) => behind.set_links(prev, behind.links().1),
+            None => self.last.store(u64::from(prev), Relaxed),
+        }
+        self.length.fetch_sub(1, Relaxed);
+    }
+
+    /// The oldest candidate, with a reference for the caller.
+    pub(super) fn first<'a, M: Memory>(&self, frames: &'a Frames<M>, folios: &Slab) -> Option<Folio<'a>> {
+        let _guard = lock_word(&self.lock);
+        let folio = at(frames, folios, self.first.load(Relaxed) as u32)?;
+        folio.get(1);
+        Some(folio)
+    }
+}
+
+fn at<'a, M: Memory>(frames: &'a Frames<M>, folios: &Slab, record: u32) -> Option<Folio<'a>> {
+    (record != 0).then(|| {
+        let record = Record::from_raw(record);
+        Folio::large(record, frames.record(record, folios.words()))
+    })
+}

@@ -1,0 +1,223 @@
+//! A vma: a range of pages with one protection and one backing.
+
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::SpaceId;
+use crate::addr::{Gva, Pfn};
+use crate::folio::{Folio, Record};
+use crate::format::Attrs;
+use crate::sync::Field;
+use crate::trace::Prot;
+
+/// Words of a record.
+pub(super) const WORDS: usize = 16;
+
+const LOW: Field<0, 32> = Field;
+const HIGH: Field<32, 32> = Field;
+
+/// What a vma allows and is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VmaFlags(u32);
+
+impl VmaFlags {
+    /// Loads.
+    pub const READ: Self = Self(1);
+    /// Stores.
+    pub const WRITE: Self = Self(1 << 1);
+    /// Fetches.
+    pub const EXEC: Self = Self(1 << 2);
+    /// Stores go to the object; else to private copies.
+    pub const SHARED: Self = Self(1 << 3);
+    /// Grows downwards on a fault below it.
+    pub const STACK: Self = Self(1 << 4);
+    /// `MADV_HUGEPAGE`.
+    pub const HUGE: Self = Self(1 << 5);
+    /// `MADV_NOHUGEPAGE`.
+    pub const NO_HUGE: Self = Self(1 << 6);
+    /// Tracking class Pfn: frames without folios, never counted.
+    pub const DEVICE: Self = Self(1 << 7);
+    /// The heap.
+    pub const HEAP: Self = Self(1 << 8);
+
+    /// All of both.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+    /// What is in `self` and not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+    /// Whether all of `other` is in `self`.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+    /// The flags of a protection.
+    #[must_use]
+    pub const fn of(prot: Prot) -> Self {
+        Self(prot.read as u32 | (prot.write as u32) << 1 | (prot.exec as u32) << 2)
+    }
+    /// `self` with the protection replaced.
+    #[must_use]
+    pub const fn with_prot(self, prot: Prot) -> Self {
+        self.without(Self(7)).or(Self::of(prot))
+    }
+    /// Whether any access is allowed.
+    #[must_use]
+    pub const fn is_accessible(self) -> bool {
+        self.0 & 7 != 0
+    }
+}
+
+/// A vma, by its record.
+#[derive(Clone, Copy)]
+pub struct Vma<'a> {
+    pub(super) record: Record,
+    words: &'a [AtomicU64],
+}
+
+impl fmt::Debug for Vma<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vma({:#x}..{:#x}, {:?})", self.start() << 12, self.end() << 12, self.flags())
+    }
+}
+
+impl<'a> Vma<'a> {
+    pub(super) fn new(record: Record, words: &'a [AtomicU64]) -> Self {
+        Self { record, words }
+    }
+
+    /// The first page.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.words[0].load(Relaxed)
+    }
+    /// One past the last page.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.words[1].load(Relaxed)
+    }
+    /// Length in pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.end() - self.start()
+    }
+    /// The first address.
+    #[must_use]
+    pub fn address(&self) -> Gva {
+        Gva::from_page(self.start())
+    }
+    pub(super) fn set_range(&self, range: Range<u64>) {
+        self.words[0].store(range.start, Relaxed);
+        self.words[1].store(range.end, Relaxed);
+    }
+    /// What it allows and is.
+    #[must_use]
+    pub fn flags(&self) -> VmaFlags {
+        VmaFlags(LOW.get(&self.words[2]) as u32)
+    }
+    pub(super) fn set_flags(&self, flags: VmaFlags) {
+        LOW.set(&self.words[2], u64::from(flags.0));
+    }
+    /// Whose it is.
+    #[must_use]
+    pub fn space(&self) -> SpaceId {
+        SpaceId(HIGH.get(&self.words[2]) as u32)
+    }
+    pub(super) fn set_space(&self, space: SpaceId) {
+        HIGH.set(&self.words[2], u64::from(space.0));
+    }
+    /// Number of the object it maps, 0 for private anonymous memory.
+    #[must_use]
+    pub fn object(&self) -> u32 {
+        LOW.get(&self.words[3]) as u32
+    }
+    pub(super) fn set_object(&self, object: u32) {
+        LOW.set(&self.words[3], u64::from(object));
+    }
+    /// Number of the anonymous object that its private pages belong to, 0 before the first.
+    #[must_use]
+    pub fn family(&self) -> u32 {
+        (self.words[3].load(Relaxed) >> 32) as u32
+    }
+    pub(super) fn set_family(&self, family: u32) {
+        HIGH.set(&self.words[3], u64::from(family));
+    }
+    /// The index of its first page in its object, file or anonymous.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.words[4].load(Relaxed)
+    }
+    pub(super) fn set_offset(&self, offset: u64) {
+        self.words[4].store(offset, Relaxed);
+    }
+    pub(super) fn children(&self) -> &'a AtomicU64 {
+        &self.words[5]
+    }
+    /// Links in the list of the vmas of the object (`anon`: of the anonymous object).
+    pub(super) fn links(&self, anon: bool) -> &'a AtomicU64 {
+        &self.words[if anon { 8 } else { 7 }]
+    }
+    /// Serialises the first anonymous faults of one vma, which run under a shared space lock.
+    pub(super) fn family_lock(&self) -> &'a AtomicU64 {
+        &self.words[9]
+    }
+    /// The first frame of a device window.
+    pub(super) fn device(&self) -> Pfn {
+        Pfn::new(self.words[6].load(Relaxed))
+    }
+    pub(super) fn set_device(&self, first: Pfn) {
+        self.words[6].store(first.raw(), Relaxed);
+    }
+    /// Region id for the count layer.
+    #[must_use]
+    pub fn region(&self) -> u32 {
+        self.record.raw()
+    }
+    /// Copies everything but the tree and list links from `other`.
+    pub(super) fn copy_from(&self, other: Self) {
+        for i in [0, 1, 2, 3, 4, 6] {
+            self.words[i].store(other.words[i].load(Relaxed), Relaxed);
+        }
+    }
+
+    /// Whether stores go to private copies.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        !self.flags().has(VmaFlags::SHARED) && !self.flags().has(VmaFlags::DEVICE)
+    }
+    /// Whether it is private memory without a file behind it.
+    #[must_use]
+    pub fn is_anon(&self) -> bool {
+        self.object() == 0 && !self.flags().has(VmaFlags::DEVICE)
+    }
+    /// The object index of page `page`.
+    #[must_use]
+    pub fn index(&self, page: u64) -> u64 {
+        self.offset() + (page - self.start())
+    }
+
+    /// The pages at which its linear mapping puts `folio`, within its range and `within`.
+    pub(super) fn window(&self, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
+        let index = folio.mapping().index;
+        let (start, end) = (self.start().max(within.start), self.end().min(within.end));
+        // Page of the folio's first page; may lie below 0 in the vma's terms, so do it with sums.
+        let first = (self.start() + index).saturating_sub(self.offset());
+        let end_of_folio = (self.start() + index + folio.pages()).saturating_sub(self.offset());
+        first.clamp(start, end.max(start))..end_of_folio.clamp(start, end.max(start))
+    }
+
+    /// What a leaf of it may allow at most.
+    pub(super) fn attrs(&self) -> Attrs {
+        let flags = self.flags();
+        Attrs::ACCESSED
+            .with_if(flags.is_accessible(), Attrs::USER)
+            .with_if(flags.has(VmaFlags::EXEC), Attrs::EXEC)
+            .with_if(flags.has(VmaFlags::WRITE), Attrs::WRITE)
+    }
+}

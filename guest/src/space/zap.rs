@@ -1,0 +1,123 @@
+//! Removing leaves: one batch and one accounting call per folio and table.
+
+use core::ops::ControlFlow;
+use core::ops::Range;
+
+use super::vma::Vma;
+use super::{Manager, Removed, Space};
+use crate::format::{Attrs, LongMode};
+use crate::mapcount::{Accounting, Batch, Class};
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, Part};
+use core::sync::atomic::Ordering::Relaxed;
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Clears the leaves of `vma` in pages `first..end`, which lie inside it. What they led to travels in `flush`; when that is
+    /// full it is finished on the way, with no lock but the space's held.
+    pub(super) fn zap<'a>(&'a self, space: &Space<'_>, vma: Vma<'a>, first: u64, end: u64, flush: &mut Flush<Removed<'a>>) {
+        let mut at = first;
+        while at < end {
+            if flush.is_full() {
+                self.finish(space, flush);
+            }
+            let done = self.for_parts(space, vma, at, end, flush, |part, range, flush| {
+                match self.clear_part(space, vma, part, range, flush) {
+                    Some(i) => ControlFlow::Break(part.page(i)),
+                    None => ControlFlow::Continue(()),
+                }
+            });
+            match done {
+                ControlFlow::Break(page) => at = page,
+                ControlFlow::Continue(()) => break,
+            }
+        }
+    }
+
+    /// Clears the leaves of a part; the index to go on with when the token is full.
+    pub(super) fn clear_part<'a>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        part: &Part<'a, LongMode, Self>,
+        range: Range<usize>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Option<usize> {
+        let mut i = range.start;
+        while i < range.end {
+            let Some(leaf) = part.leaf(i) else {
+                i += 1;
+                continue;
+            };
+            if leaf.attrs.has(Attrs::UNTRACKED) {
+                part.clear(i, 1);
+                flush.add_pages(part.page(i), part.level().entry_pages());
+                i += 1;
+                continue;
+            }
+            if flush.is_full() {
+                return Some(i);
+            }
+            let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
+            let attrs = part.clear(i, n);
+            flush.add_pages(part.page(i), u64::from(batch.pages));
+            space.rss.fetch_sub(u64::from(batch.pages), Relaxed);
+            let beside = self.beside(part, vma, folio, i..i + n);
+            flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            i += n;
+        }
+        None
+    }
+
+    /// The leaves from the tracked leaf at `i` on, below `end`, that map consecutive pages of one folio and differ at most in `ignore`: the
+    /// folio, the batch they form, and how many they are.
+    pub(super) fn batch_at<'a>(
+        &'a self,
+        vma: Vma<'_>,
+        part: &Part<'a, LongMode, Self>,
+        i: usize,
+        end: usize,
+        ignore: Attrs,
+    ) -> (crate::folio::Folio<'a>, Batch, usize) {
+        let leaf = part.leaf(i).expect("the caller saw a leaf");
+        let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+        let shift = part.level().page_shift();
+        let first = leaf.pfn.raw() - folio.head().raw();
+        let fit = ((folio.pages() - first) >> shift).max(1) as usize;
+        let n = part.run_length(i, fit.min(end - i), ignore);
+        let batch = Batch {
+            class: Class::Process,
+            first: first as u32,
+            pages: (n as u32) << shift,
+            leaf: part.level().leaf_order(),
+            region: vma.region(),
+            table: part.table(),
+            owner: vma.space().0,
+        };
+        (folio, batch, n)
+    }
+
+    /// Calls `f` for every part of pages `first..end`, with the indexes to work on. A large leaf across an edge of the range is split first; when
+    /// there is no frame for that, the walk goes on behind it.
+    pub(super) fn for_parts<'a, B>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        first: u64,
+        end: u64,
+        flush: &mut Flush<Removed<'a>>,
+        mut f: impl FnMut(&Part<'a, LongMode, Self>, Range<usize>, &mut Flush<Removed<'a>>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let mut cursor = space.table().cursor(self, first, end);
+        while let Some(part) = cursor.next() {
+            let range = part.range();
+            if part.straddles() {
+                if self.split_leaf(vma, &part, range.start, flush).is_ok() {
+                    cursor.seek(part.page(range.start).max(first));
+                }
+                continue;
+            }
+            f(&part, range, flush)?;
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,58 @@
+//! Random histories under every scheme, on real page tables walked by an emulated MMU.
+
+mod replaying;
+
+use quire::addr::Order;
+use quire::mapcount::{Accounting, None, Observe, Oracle, PerPage, Total, Tuples};
+use quire::space::Policy;
+use quire_fixtures::history;
+use replaying::{Checked, machine};
+
+/// Every scheme at once, beside the oracle.
+type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<None, Oracle>>>>;
+
+fn policies() -> [Policy; 4] {
+    [
+        Policy::up_to(Order::BASE),
+        Policy::up_to(Order::new(4)),
+        Policy::up_to(Order::HUGE),
+        Policy { max_leaf: quire::addr::Level::ONE, ..Policy::only(Order::HUGE) },
+    ]
+}
+
+/// Runs `count` histories from `first` on, or as many times that as QUIRE_LONG says.
+fn run<A: Accounting>(first: u64, count: u64, length: usize) {
+    let times = std::env::var("QUIRE_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    for seed in first..first + count * times {
+        let machine = machine();
+        let policy = policies()[(seed % 4) as usize];
+        let checked = Checked::<A>::new(&machine, policy, seed);
+        println!("seed {seed}");
+        checked.run(&history(seed, length), |_, _, _| {});
+    }
+}
+
+#[test]
+fn all_schemes_agree_with_the_oracle() {
+    run::<Everything>(0, 40, 150);
+}
+
+#[test]
+fn total_alone() {
+    run::<Observe<Total, Oracle>>(1000000, 20, 150);
+}
+
+#[test]
+fn without_counts() {
+    run::<Observe<None, Oracle>>(2000000, 20, 150);
+}
+
+#[test]
+fn per_page_alone() {
+    run::<PerPage>(3000000, 20, 150);
+}
+
+#[test]
+fn tuples_alone() {
+    run::<Tuples>(4000000, 20, 150);
+}
