@@ -89,12 +89,15 @@ fn value(registers: Registers, ip: u64, register: Register) -> Option<u64> {
 }
 
 fn of_kernel(address: u64, registers: Registers) -> Direction {
-    let ways = [
-        (registers.rdi, Direction::Write),
-        (registers.rsi, Direction::Read),
-        (registers.rcx, Direction::Write),
-        (registers.rax, Direction::Read),
-    ];
+    // The one-word accessors first: their pointer is exact, and often still stands in another register as well.
+    if registers.rax == address {
+        return Direction::Read;
+    }
+    if registers.rcx == address {
+        return Direction::Write;
+    }
+    // Near rcx: the frame of a signal, written field by field.
+    let ways = [(registers.rdi, Direction::Write), (registers.rsi, Direction::Read), (registers.rcx, Direction::Write)];
     let near = ways.iter().find(|(register, _)| register.abs_diff(address) <= NEAR);
     let same_page = || ways.iter().find(|(register, _)| register / PAGE == address / PAGE);
     near.or_else(same_page).map_or(Direction::Unknown, |&(_, direction)| direction)
@@ -172,7 +175,9 @@ mod tests {
         assert_eq!(kernel(0x40_0000), Direction::Write);
         assert_eq!(kernel(0x30_0038), Direction::Read);
         assert_eq!(kernel(0x20_0000), Direction::Write);
-        assert_eq!(kernel(0x10_0800), Direction::Read);
+        assert_eq!(kernel(0x10_0000), Direction::Read);
+        assert_eq!(kernel(0x40_0800), Direction::Write);
+        assert_eq!(kernel(0x1f_fff8), Direction::Write);
         assert_eq!(kernel(0x90_0000), Direction::Unknown);
     }
 }
