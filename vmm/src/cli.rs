@@ -1,5 +1,6 @@
 //! The program's arguments and commands.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use crate::doctor::{self, Host};
 use crate::error::Error;
 use crate::memory::{Backing, Populate};
 use crate::progress;
+use crate::record::{RecordOptions, record};
 use crate::replay::{Backend, Config, Ring, replay};
 use crate::report::Report;
 use crate::workload::Workload;
@@ -43,6 +45,15 @@ struct Cli {
 enum Command {
     /// Boot the VM, replay a trace and print what was measured and checked
     Run(RunArgs),
+    /// Record a Linux program's mappings and page faults as a trace
+    #[command(after_help = "\
+The program runs under ptrace with transparent huge pages off, so that the first touch of every 4 KiB page shows; its children, threads and \
+the programs they exec are recorded too. Page faults come from perf events: as root, or with sysctl kernel.perf_event_paranoid=1 or lower \
+(2 shows user-mode faults only). The kernel maps up to 64 KiB around a read fault on a file at once, so of such pages only the first shows. \
+The program keeps its standard input and output; a summary goes to standard error.
+
+Example: quire record -o build.trace -- gcc -O2 -c main.c")]
+    Record(RecordArgs),
     /// Write the kernel's image, to boot it under another machine
     #[command(after_help = "\
 An ELF file with a PVH note: `qemu-system-x86_64 -kernel quire.elf` boots it. --flat writes the same image as one run of bytes, \
@@ -112,6 +123,22 @@ enum Stage2 {
 }
 
 #[derive(Args, Debug)]
+struct RecordArgs {
+    /// The trace to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// What the trace is, for its readers
+    #[arg(long, value_name = "TEXT")]
+    title: Option<String>,
+    /// The largest folio order of the page cache of files that are mapped, 0 to 18
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=18))]
+    file_order: Option<u8>,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
 struct KernelArgs {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
@@ -135,6 +162,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Run(args)) => run(&args),
         None => run(&RunArgs::parse_from_defaults()),
+        Some(Command::Record(args)) => write_trace(&args),
         Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Doctor) => print(&doctor::examine().to_string()).map(|()| ExitCode::SUCCESS),
     };
@@ -205,6 +233,28 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     }
     eprintln!("quire: {}", report.failure(&workload, &measured));
     Ok(ExitCode::FAILURE)
+}
+
+fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
+    let defaults = RecordOptions::default();
+    let options =
+        RecordOptions { title: args.title.clone(), order: args.file_order.map_or(defaults.order, Order::new) };
+    let summary = record(&args.command, &args.output, &options).map_err(Error::Record)?;
+    let trace = summary.trace;
+    eprintln!(
+        "quire: {}: {} operations, {} pages accessed, {} processes, {} forks; {} of unknown direction, {} lost, {} dropped, {} ignored; {}",
+        args.output.display(),
+        trace.ops,
+        trace.accesses,
+        trace.procs,
+        trace.forks,
+        summary.unknown,
+        summary.lost,
+        summary.dropped,
+        summary.ignored,
+        summary.status,
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 fn write_kernel(args: &KernelArgs) -> Result<(), Error> {

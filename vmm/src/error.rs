@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::record::RecordError;
+
 /// Why a run gave no outcome. `Display` is one line that names what and, where there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,6 +107,9 @@ pub enum Error {
     /// The manager panicked: a bug of ours.
     #[error("the manager panicked: {0}")]
     Panic(String),
+    /// A recording that gave no trace.
+    #[error(transparent)]
+    Record(RecordError),
     /// Something that is not there yet, or not on this host.
     #[error("{0}")]
     Lacks(String),
@@ -140,7 +145,8 @@ impl Error {
             | Self::Memory { .. }
             | Self::Lacks(_)
             | Self::Timer(_) => 4,
-            Self::MemorySize { .. } => 2,
+            Self::Record(error) if error.is_host_lack() => 4,
+            Self::Record(RecordError::NoCommand | RecordError::NotFound(_)) | Self::MemorySize { .. } => 2,
             Self::Image(_) | Self::Trace { .. } => 3,
             Self::Access(_)
             | Self::Hang(..)
@@ -151,6 +157,7 @@ impl Error {
             | Self::NoMemory(..)
             | Self::Bell(_)
             | Self::Panic(_)
+            | Self::Record(_)
             | Self::Write { .. }
             | Self::Exit(_) => 1,
         }

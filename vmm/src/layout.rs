@@ -31,7 +31,7 @@ impl Layout {
             .checked_next_multiple_of(LARGE_PAGE)
             .and_then(|bytes| place.frames.checked_add(bytes))
             .filter(|end| *end <= MAX_MEMORY && frames_bytes > 0)
-            .ok_or(Error::MemorySize { bytes: frames_bytes, most: MAX_MEMORY - place.frames })?;
+            .ok_or(Error::MemorySize { bytes: frames_bytes, least: 1, most: MAX_MEMORY - place.frames })?;
         Ok(Self { place, memory_end })
     }
 

@@ -6,6 +6,7 @@
 //! Above that, [`workload`] reads a trace, [`mod@replay`] runs it in a VM or in this process, and [`report`] says what came of it;
 //! [`cli`] is the program around it all.
 //! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
+//! [`mod@record`] makes the traces that the guest replays.
 
 pub mod boot;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 mod progress;
+pub mod record;
 pub mod replay;
 pub mod report;
 pub mod run;

@@ -15,8 +15,8 @@ use quire::trace::{Backing, Op};
 use crate::error::Error;
 
 /// The trace that is replayed when none is named.
-pub const DEFAULT_NAME: &str = "shell";
-const DEFAULT: &[u8] = include_bytes!("../traces/shell.trace");
+pub const DEFAULT_NAME: &str = "bank";
+const DEFAULT: &[u8] = include_bytes!("../traces/bank.trace");
 
 /// The longest trace file that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;

@@ -1,5 +1,5 @@
 //! What a test needs of the host. Without it the test is skipped with a line that says why, unless the environment
-//! variable `QUIRE_REQUIRE` lists the need (`kvm,qemu,bochs`): then the test fails.
+//! variable `QUIRE_REQUIRE` lists the need (`kvm,perf,qemu,bochs`): then the test fails.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,14 @@ fn met(what: &str, missing: Option<String>) -> bool {
 #[allow(dead_code, reason = "not every test file needs it")]
 pub fn kvm() -> bool {
     met("kvm", quire_vmm::kvm::open().err().map(|error| error.to_string()))
+}
+
+/// Leave to trace programs and to sample their page faults.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub fn perf() -> bool {
+    use quire_vmm::record::{RecordOptions, record_text};
+    let attempt = record_text(&["true".into()], &RecordOptions::default());
+    met("perf", attempt.err().filter(|error| error.is_host_lack()).map(|error| error.to_string()))
 }
 
 /// `qemu-system-x86_64` on the path.
