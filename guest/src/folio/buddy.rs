@@ -16,7 +16,7 @@ use super::Record;
 use super::descriptor::{KIND, Kind};
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::{Field, lock_word};
+use crate::sync::lock_word;
 
 const BLOCK: u64 = ENTRIES as u64;
 const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
@@ -96,6 +96,7 @@ pub struct Frames<M> {
     heads: [[AtomicU64; NR_ORDERS]; 2],
     has_spare: AtomicBool,
     free: AtomicU64,
+    reserve: AtomicU64,
     broken: AtomicU64,
     total: u64,
     carved: u64,
@@ -129,7 +130,8 @@ impl<M: Memory> Frames<M> {
             return Err(InitError::TooWide);
         }
         // The directory and the counts stand at the start of the largest range.
-        let home = ranges.iter().max_by_key(|r| r.end.raw().saturating_sub(r.start.raw())).ok_or(InitError::TooSmall)?;
+        let home =
+            ranges.iter().max_by_key(|r| r.end.raw().saturating_sub(r.start.raw())).ok_or(InitError::TooSmall)?;
         let directory_frames = nr_blocks.div_ceil(BLOCK);
         let count_frames = (nr_blocks * BLOCK * page_counts as u64 * 4).div_ceil(4096);
         let carved = directory_frames + count_frames;
@@ -151,6 +153,7 @@ impl<M: Memory> Frames<M> {
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
+            reserve: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             total: 0,
             carved,
@@ -287,9 +290,26 @@ impl<M: Memory> Frames<M> {
 
     // --- allocation ------------------------------------------------------------------------------------------
 
-    /// A run of 2^order frames; one known to be zero if `want_zero` and there is one.
+    /// Keeps `frames` frames back from [`alloc`](Self::alloc).
+    pub fn set_reserve(&self, frames: u64) {
+        self.reserve.store(frames, Relaxed);
+    }
+
+    /// A run of 2^order frames; one known to be zero if `want_zero` and there is one. Stops short of the reserve.
     pub fn alloc(&self, order: Order, want_zero: bool) -> Option<Run> {
+        self.alloc_above(self.reserve.load(Relaxed), order, want_zero)
+    }
+
+    /// As [`alloc`](Self::alloc), down to the last frame: for what removals need.
+    pub(crate) fn alloc_from_reserve(&self, order: Order, want_zero: bool) -> Option<Run> {
+        self.alloc_above(0, order, want_zero)
+    }
+
+    fn alloc_above(&self, floor: u64, order: Order, want_zero: bool) -> Option<Run> {
         let _guard = lock_word(&self.lock);
+        if self.free.load(Relaxed) < order.pages() + floor {
+            return None;
+        }
         let order = order.get();
         let run = if order <= MAX_SMALL {
             self.take_small(order, want_zero).or_else(|| {
@@ -568,8 +588,5 @@ pub(super) enum Found {
     Large(Record),
 }
 
-const _: () = {
-    // A block's directory word holds its kind, order, zero mark and both links.
-    assert!(3 + 5 + 1 + 27 + 27 <= 64);
-    let _: Field<0, 64> = Field;
-};
+// A block's directory word holds its kind, order, zero mark and both links.
+const _: () = assert!(block::NEXT.end() <= 64);

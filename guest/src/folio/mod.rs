@@ -19,6 +19,6 @@ mod slab;
 
 pub use buddy::{FrameStats, Frames, InitError, Run};
 pub use descriptor::{Folio, FolioFlags, Mapping};
-pub use directory::Directory;
 pub(crate) use descriptor::{HEADER_WORDS, SMALL_HEADER_WORDS};
+pub use directory::Directory;
 pub use slab::{Record, Slab};

@@ -132,9 +132,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if !above.flags().has(VmaFlags::STACK) || !grows {
             return Err(FaultError::NotMapped);
         }
+        // A stack that was moved upwards may have no indexes left below it.
+        let offset = above.offset().checked_sub(above.start() - page).ok_or(FaultError::NotMapped)?;
         // The key in the tree is the start: take it out and in again.
         self.remove_from_tree(space.tree, above);
-        above.set_offset(above.offset() - (above.start() - page));
+        above.set_offset(offset);
         above.set_range(page..above.end());
         self.insert_in_tree(space.tree, above);
         Ok(())
@@ -147,7 +149,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Access::Fetch => VmaFlags::EXEC,
         };
         // As on x86: what may be written or executed may be read.
-        if !vma.flags().has(needed) && !(access == Access::Read && vma.flags().is_accessible()) {
+        let allowed = vma.flags().has(needed) || access == Access::Read && vma.flags().is_accessible();
+        if !allowed {
             return Err(FaultError::Forbidden);
         }
         let write = access == Access::Write;
@@ -214,9 +217,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The level of the leaves that map a new folio of `order` where the lowest table there is at `lowest`; `None` when it would not fit one table.
     fn leaf_level(&self, order: Order, lowest: Level) -> Option<Level> {
         let highest = self.policy.max_leaf.min(lowest);
-        [Level::THREE, Level::TWO, Level::ONE].into_iter().find(|&level| {
-            level <= highest && level.leaf_order() <= order && order.pages() <= level.table_pages()
-        })
+        [Level::THREE, Level::TWO, Level::ONE]
+            .into_iter()
+            .find(|&level| level <= highest && level.leaf_order() <= order && order.pages() <= level.table_pages())
     }
 
     /// Whether the block of `order` at page `first` holds nothing yet; `place` is where the walk to a page of it ended.
@@ -290,9 +293,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         place: Place,
     ) -> Result<Attempt, FaultError> {
         let index = vma.index(page);
-        let (folio, was_cached) = self.cached_folio(vma.object(), index).map_err(|out_of_frames| {
-            if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd }
-        })?;
+        let (folio, was_cached) = self
+            .cached_folio(vma.object(), index)
+            .map_err(|out_of_frames| if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })?;
         let result = if write && vma.is_private() {
             self.copy_to_new(space, vma, page, folio, None)
         } else {
@@ -340,7 +343,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Ok(Again);
         }
         let step = level.entry_pages();
-        let window = window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
+        let window =
+            window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
         let (lowest, end) = (part.index(window.start), part.index(window.end - 1) + 1);
         let mut range: Range<usize> = at..at + 1;
         while range.start > lowest && part.is_absent(range.start - 1) {
@@ -442,9 +446,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
         let end = part.index((window.end - 1).max(part.page(i))) + 1;
-        let of_folio = |j: usize| {
-            part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end())
-        };
+        let of_folio = |j: usize| part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end());
         let mut first = i;
         while first > lowest && of_folio(first - 1) && part.run_length(first - 1, 2, Attrs::ACCESSED_DIRTY) == 2 {
             first -= 1;

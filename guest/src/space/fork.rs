@@ -38,7 +38,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
     }
 
-    fn copy_vmas<'a>(&'a self, from: &Space<'a>, to: &Space<'a>, flush: &mut Flush<Removed<'a>>) -> Result<(), MapError> {
+    fn copy_vmas<'a>(
+        &'a self,
+        from: &Space<'a>,
+        to: &Space<'a>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<(), MapError> {
         let mut at = 0;
         while let Some(vma) = self.vma_at_or_above(from, at) {
             at = vma.end();

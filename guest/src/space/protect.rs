@@ -41,9 +41,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             at = vma.end();
             vma.set_flags(flags);
             // Give what the leaves may have without a fault, take what they must not have. Writing is never given here: a shared folio needs its copy.
-            let add = Attrs::NONE
-                .with_if(flags.has(VmaFlags::EXEC), Attrs::EXEC)
-                .with_if(flags.is_accessible(), Attrs::USER);
+            let add =
+                Attrs::NONE.with_if(flags.has(VmaFlags::EXEC), Attrs::EXEC).with_if(flags.is_accessible(), Attrs::USER);
             let remove = Attrs::NONE
                 .with_if(!flags.has(VmaFlags::EXEC), Attrs::EXEC)
                 .with_if(!flags.is_accessible(), Attrs::USER)

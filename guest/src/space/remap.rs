@@ -47,6 +47,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if last.end() != old.end || next.is_some_and(|next| next.start() < new.end) {
             return Err(MapError::Occupied);
         }
+        check_indexes(last, new.end - old.end)?;
         last.set_range(last.start()..new.end);
         self.merge_vma(space, last);
         Ok(())
@@ -60,6 +61,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
         self.check_one_mapping(space, &old)?;
+        let last = self.find_vma(space, old.end - 1).ok_or(MapError::NotMapped)?;
+        check_indexes(last, (new.end - new.start).saturating_sub(old.end - old.start))?;
         self.unmap_locked(space, new.clone())?;
         // Shrinking is done first, so that only what stays is moved.
         let moved = old.start..old.end.min(old.start + (new.end - new.start));
@@ -226,6 +229,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         Ok(n)
     }
+}
+
+/// Whether `vma` may become `more` pages longer: the indexes of its pages must stay below those a descriptor can hold. Few mappings come near:
+/// those of high addresses, moved down.
+fn check_indexes(vma: Vma<'_>, more: u64) -> Result<(), MapError> {
+    if vma.offset() + vma.pages() + more > super::PAGES_END { Err(MapError::BadRange) } else { Ok(()) }
 }
 
 /// A leaf with the bits that the MMU set late.
