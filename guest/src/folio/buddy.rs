@@ -307,7 +307,9 @@ impl<M: Memory> Frames<M> {
 
     fn alloc_above(&self, floor: u64, order: Order, want_zero: bool) -> Option<Run> {
         let _guard = lock_word(&self.lock);
-        if self.free.load(Relaxed) < order.pages() + floor {
+        // The spare block becomes whole when a whole one is asked for.
+        let spare = if order >= Order::HUGE && self.has_spare.load(Relaxed) { self.slot_frames() } else { 0 };
+        if self.free.load(Relaxed) + spare < order.pages() + floor {
             return None;
         }
         let order = order.get();
