@@ -56,7 +56,11 @@ impl Tables for Heap {
         &self.memory.frame(table).0
     }
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        assert_eq!(self.locks[table.raw() as usize].load(Relaxed), 0, "{table:?} is locked: one thread would wait for ever");
+        assert_eq!(
+            self.locks[table.raw() as usize].load(Relaxed),
+            0,
+            "{table:?} is locked: one thread would wait for ever"
+        );
         lock_word(&self.locks[table.raw() as usize])
     }
     fn alloc_table(&self) -> Option<Pfn> {
@@ -148,7 +152,10 @@ fn a_split_keeps_frames_and_rights_and_a_collapse_undoes_it() {
     let heap = Heap::new();
     let table = heap.table();
     let mut flush = Flush::new();
-    let big = Leaf { pfn: Pfn::new(1 << 18), attrs: Attrs::USER.or(Attrs::EXEC).or(Attrs::EXCLUSIVE).or(Attrs::ACCESSED_DIRTY) };
+    let big = Leaf {
+        pfn: Pfn::new(1 << 18),
+        attrs: Attrs::USER.or(Attrs::EXEC).or(Attrs::EXCLUSIVE).or(Attrs::ACCESSED_DIRTY),
+    };
     table.cursor(&heap, BASE, 2 * BASE).open(Level::THREE).unwrap().install(1, 1, big);
     for level in [Level::THREE, Level::TWO] {
         let mut cursor = table.cursor(&heap, BASE + 512, BASE + 513);

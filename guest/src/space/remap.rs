@@ -19,7 +19,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The old range, which must be mapped in one piece, becomes the new one; what stood at the new place is unmapped first.
     ///
     /// # Errors
-    /// [`MapError`]; on [`MapError::OutOfFrames`] pages not yet moved are gone.
+    /// [`MapError`]; what stood at the new place is gone then. On [`MapError::OutOfFrames`] no page is lost: of several vmas the first ones may have
+    /// moved.
     pub fn remap(&self, id: SpaceId, from: Gva, pages: u64, to: Gva, new_pages: u64) -> Result<(), MapError> {
         let old = pages_of(from, pages)?;
         let new = pages_of(to, new_pages)?;
@@ -110,6 +111,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.insert_in_tree(space.tree, target);
         self.link_vma_all(target);
         let result = self.move_leaves(space, vma, target, flush);
+        // Back again: the tables at the old place still stand, so that this takes no frame.
+        if result.is_err() && self.move_leaves(space, target, vma, flush).is_ok() {
+            self.remove_vma(space, target);
+            self.merge_vma(space, vma);
+            return result;
+        }
         self.zap(space, vma, vma.start(), vma.end(), flush);
         self.remove_vma(space, vma);
         self.merge_vma(space, target);
