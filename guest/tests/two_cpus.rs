@@ -4,8 +4,8 @@
 mod world;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::{Barrier, RwLock};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::{Barrier, Mutex, PoisonError, RwLock};
 use std::thread;
 
 use quire::addr::{ENTRIES, Level, Order, Pfn};
@@ -15,7 +15,7 @@ use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::mapcount::{Accounting, Observe, Oracle, PerPage, Total, Tuples};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
-use quire::page_table::{Flush, PageTable, Tables};
+use quire::page_table::{Flush, PageTable, Part, Tables};
 use quire::space::{Access, FaultError, Manager, Map, Policy, SpaceId};
 use quire::sync::{WordGuard, lock_word};
 use quire::trace::{Advice, ObjectKind, Prot};
@@ -463,88 +463,102 @@ impl Tlb for Two {
     fn flush(&self, _root: Pfn, _scope: FlushScope) {}
 }
 
-/// Fills a table with leaves that are not settled, lets an MMU set dirty in all of them while `work` runs, and returns for each entry whether the MMU
-/// did and what `work` found of it.
-fn late_bits(mut work: impl FnMut(&Two, PageTable<LongMode>) -> Vec<bool> + Send) {
-    let mut late = 0;
-    for _ in 0..150 {
-        let two =
-            Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
-        let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
-        let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
-        let part = table.cursor(&two, 0, 512).open(Level::ONE).unwrap();
-        part.install(0, 512, Leaf { pfn: Pfn::new(512), attrs });
-        let entries = two.entries(part.table());
-        drop(part);
-        let dirty = LongMode::set_bits(Attrs::DIRTY);
-        let set: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
-        let mut found = Vec::new();
-        both(
-            || {
-                for (word, set) in entries.iter().zip(&set) {
-                    let stored =
-                        word.fetch_update(AcqRel, Acquire, |raw| (raw & 3 == 3).then_some(raw | dirty)).is_ok();
-                    set.store(u64::from(stored), Relaxed);
-                }
-            },
-            || found = work(&two, table),
-        );
-        for (i, (set, word)) in set.iter().zip(entries).enumerate() {
-            let now = word.load(Relaxed) & dirty != 0;
-            if set.load(Relaxed) == 1 {
-                assert!(now || found.get(i).copied().unwrap_or(false), "the dirty bit of entry {i} is lost");
-                late += 1;
+/// For one unsettled leaf after the other: an MMU sets dirty in it while `work` changes it. What the MMU has set must be in the entry
+/// behind it, or among what `work` says it found.
+fn late_bits(work: impl Fn(&Part<'_, LongMode, Two>, usize) -> bool + Sync) {
+    const ROUNDS: u64 = 12;
+    // Both CPUs are needed: one of these at a time.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let two =
+        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
+    let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
+    let entries = two.entries(table.cursor(&two, 0, 512).open(Level::ONE).unwrap().table());
+    let (dirty, entry) = (LongMode::set_bits(Attrs::DIRTY), |turn: u64| turn as usize % ENTRIES);
+    // Turns that began, and that the MMU has ended: twice the turn, plus whether it stored.
+    let (began, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+    let until = |condition: &dyn Fn() -> bool| {
+        for spins in 0u64.. {
+            match condition() {
+                true => break,
+                false if spins % 1000 == 999 => thread::yield_now(),
+                false => std::hint::spin_loop(),
             }
         }
-    }
+    };
+    let wait = |spins: u64| (0..spins).for_each(|_| std::hint::spin_loop());
+    let (mut late, mut lost) = (0, 0);
+    both(
+        || {
+            for turn in 1..=ROUNDS * 512 {
+                until(&|| began.load(Acquire) == turn);
+                wait(turn * 7 % 5);
+                let set = |raw: u64| (raw & 3 == 3).then_some(raw | dirty);
+                let stored = entries[entry(turn)].fetch_update(AcqRel, Acquire, set).is_ok();
+                ended.store(turn * 2 + u64::from(stored), Release);
+            }
+        },
+        || {
+            let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
+            for turn in 1..=ROUNDS * 512 {
+                let i = entry(turn);
+                let part = table.cursor(&two, 0, 512).open(Level::ONE).unwrap();
+                entries[i].store(0, Relaxed);
+                part.install(i, 1, Leaf { pfn: Pfn::new(512), attrs });
+                began.store(turn, Release);
+                wait(turn * 11 % 23);
+                let found = work(&part, i);
+                until(&|| ended.load(Acquire) / 2 == turn);
+                if ended.load(Relaxed) % 2 == 1 {
+                    late += 1;
+                    lost += u64::from(!found && entries[i].load(Relaxed) & dirty == 0);
+                }
+            }
+        },
+    );
     assert!(late > 0, "the MMU was never there");
+    // Not in the loop: the other CPU would wait for ever.
+    assert_eq!(lost, 0, "of {late} dirty bits");
 }
 
 #[test]
 fn clear_loses_no_bit() {
-    late_bits(|two, table| {
-        let part = table.cursor(two, 0, 512).open(Level::ONE).unwrap();
-        (0..512).map(|i| part.clear(i, 1).has(Attrs::DIRTY)).collect()
-    });
+    late_bits(|part, i| part.clear(i, 1).has(Attrs::DIRTY));
 }
 
 #[test]
 fn change_loses_no_bit() {
-    late_bits(|two, table| {
-        let part = table.cursor(two, 0, 512).open(Level::ONE).unwrap();
-        for _ in 0..4 {
-            part.change(0, 512, Attrs::NONE, Attrs::EXEC);
-            part.change(0, 512, Attrs::EXEC, Attrs::EXCLUSIVE);
-        }
-        Vec::new()
+    late_bits(|part, i| {
+        part.change(i, 1, Attrs::NONE, Attrs::EXEC);
+        false
     });
 }
 
 #[test]
 fn copy_to_loses_no_bit() {
-    late_bits(|two, table| {
-        let copy: PageTable<LongMode> = PageTable::new(Pfn::new(40));
-        let part = table.cursor(two, 0, 512).open(Level::ONE).unwrap();
-        let to = copy.cursor(two, 0, 512).open(Level::ONE).unwrap();
-        part.copy_to(0, 512, &to, Attrs::WRITE);
-        Vec::new()
+    let other =
+        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
+    let copy: PageTable<LongMode> = PageTable::new(Pfn::new(1));
+    late_bits(|part, i| {
+        let to = copy.cursor(&other, 0, 512).open(Level::ONE).unwrap();
+        part.copy_to(i, 1, &to, Attrs::WRITE);
+        false
     });
 }
 
 #[test]
 fn freeze_and_thaw_lose_no_bit() {
-    late_bits(|two, table| {
-        let part = table.cursor(two, 0, 512).open(Level::ONE).unwrap();
-        part.freeze(0, 512);
-        part.thaw(0, 512);
-        Vec::new()
+    late_bits(|part, i| {
+        part.freeze(i, 1);
+        part.thaw(i, 1);
+        false
     });
 }
 
 #[test]
 fn split_loses_no_bit() {
     let mut late = 0;
-    for _ in 0..20_000 {
+    for _ in 0..2_000 {
         let two =
             Two { memory: EmulatedMemory::new(8), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
         let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
