@@ -6,7 +6,9 @@
 //! Lock order, outermost first; a lock may be taken only while none of a later line is held:
 //!
 //! ```text
-//! space lock (of one space; of two: parent before child in fork)
+//! split lock (one for all; whoever holds it only tries space locks, and holds several)
+//!   space lock (of one space; of two: parent before child in fork)
+//!   family lock (anonymous objects do not go)
 //!   object lock (list of vmas, page cache)
 //!     table lock (of one table page; parent table before the child that is linked into it)
 //!       folio lock (count changes of one folio; inside the scheme's own state)
@@ -103,6 +105,19 @@ pub fn write_lock(word: &AtomicU64) -> WriteGuard<'_> {
     }
 }
 
+/// Takes `word` exclusively if nobody holds it: for who may not wait. [`end_write`] gives it back.
+#[must_use = "the lock is held when this is true"]
+pub fn try_write(word: &AtomicU64) -> bool {
+    // Acquire pairs with the Releases of both guards.
+    word.compare_exchange(0, WRITER, Acquire, Relaxed).is_ok()
+}
+
+/// Gives back what [`try_write`] took.
+pub fn end_write(word: &AtomicU64) {
+    debug_assert_eq!(word.load(Relaxed), WRITER, "not held exclusively");
+    word.store(0, Release);
+}
+
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Release);
@@ -121,6 +136,11 @@ pub(crate) struct Field<const SHIFT: u32, const BITS: u32>;
 
 impl<const SHIFT: u32, const BITS: u32> Field<SHIFT, BITS> {
     const MASK: u64 = if BITS == 64 { u64::MAX } else { (1 << BITS) - 1 };
+
+    /// The first bit behind it.
+    pub(crate) const fn end(self) -> u32 {
+        SHIFT + BITS
+    }
 
     /// The field's value in `raw`.
     pub(crate) const fn of(self, raw: u64) -> u64 {
@@ -172,7 +192,7 @@ impl<'a> Count32<'a> {
 
     /// Adds `n` with one locked operation; the count before. Counts are kept far below 2^31 by the overflow
     /// limit, so the low half never carries into the high one.
-    #[expect(clippy::should_implement_trait, reason = "changes shared memory and returns what was there")]
+    #[expect(clippy::should_implement_trait, reason = "a locked operation, not a sum")]
     pub fn add(self, n: u32) -> u32 {
         (self.word.fetch_add(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32
     }
@@ -181,7 +201,7 @@ impl<'a> Count32<'a> {
     ///
     /// # Panics
     /// In debug builds, when the count was below `n`: that is a bug of the caller.
-    #[expect(clippy::should_implement_trait, reason = "changes shared memory and returns what was there")]
+    #[expect(clippy::should_implement_trait, reason = "a locked operation, not a difference")]
     pub fn sub(self, n: u32) -> u32 {
         let before = (self.word.fetch_sub(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32;
         debug_assert!(before >= n, "count {before} below {n}");

@@ -35,6 +35,24 @@ fn all_schemes_agree_with_the_oracle() {
 }
 
 #[test]
+fn partly_mapped_folios_are_split_on_the_way() {
+    let mut split = 0;
+    for seed in 5000000..5000040 {
+        let machine = machine();
+        let policy = policies()[1 + (seed % 3) as usize];
+        let checked = Checked::<Everything>::new(&machine, policy, seed);
+        checked.run(&history(seed, 150), |checked, _, i| {
+            if i % 5 == 4 {
+                split += checked.manager.split_deferred(2).split;
+                checked.audit();
+                assert_eq!(machine.stale(), Option::None, "a flush is missing");
+            }
+        });
+    }
+    assert!(split > 20, "only {split} folios were split");
+}
+
+#[test]
 fn total_alone() {
     run::<Observe<Total, Oracle>>(1000000, 20, 150);
 }

@@ -107,6 +107,7 @@ pub struct Frames<M> {
     heads: [[AtomicU64; NR_ORDERS]; 2],
     has_spare: AtomicBool,
     free: AtomicU64,
+    reserve: AtomicU64,
     broken: AtomicU64,
     total: u64,
     carved: u64,
@@ -163,6 +164,7 @@ impl<M: Memory> Frames<M> {
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
+            reserve: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             total: 0,
             carved,
@@ -299,9 +301,28 @@ impl<M: Memory> Frames<M> {
 
     // --- allocation ------------------------------------------------------------------------------------------
 
-    /// A run of 2^order frames; one known to be zero if `want_zero` and there is one.
+    /// Keeps `frames` frames back from [`alloc`](Self::alloc).
+    pub fn set_reserve(&self, frames: u64) {
+        self.reserve.store(frames, Relaxed);
+    }
+
+    /// A run of 2^order frames; one known to be zero if `want_zero` and there is one. Stops short of the reserve.
     pub fn alloc(&self, order: Order, want_zero: bool) -> Option<Run> {
+        self.alloc_above(self.reserve.load(Relaxed), order, want_zero)
+    }
+
+    /// As [`alloc`](Self::alloc), down to the last frame: for what removals need.
+    pub(crate) fn alloc_from_reserve(&self, order: Order, want_zero: bool) -> Option<Run> {
+        self.alloc_above(0, order, want_zero)
+    }
+
+    fn alloc_above(&self, floor: u64, order: Order, want_zero: bool) -> Option<Run> {
         let _guard = lock_word(&self.lock);
+        // The spare block becomes whole when a whole one is asked for.
+        let spare = if order >= Order::HUGE && self.has_spare.load(Relaxed) { self.slot_frames() } else { 0 };
+        if self.free.load(Relaxed) + spare < order.pages() + floor {
+            return None;
+        }
         let order = order.get();
         let run = if order <= MAX_SMALL {
             self.take_small(order, want_zero).or_else(|| {
@@ -579,3 +600,6 @@ pub(super) enum Found {
     /// In a record.
     Large(Record),
 }
+
+// A block's directory word holds its kind, order, zero mark and both links.
+const _: () = assert!(block::NEXT.end() <= 64);

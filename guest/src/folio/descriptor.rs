@@ -258,6 +258,16 @@ impl<'a> Folio<'a> {
         }
     }
 
+    /// Takes a reference unless the last one is gone already.
+    #[must_use = "there is no reference when this is false"]
+    pub(crate) fn try_get(&self) -> bool {
+        let (word, shift) = match self.record {
+            None => (&self.words[0], 32),
+            Some(_) => (&self.words[1], 0),
+        };
+        word.fetch_update(Relaxed, Relaxed, |raw| (raw >> shift != 0).then_some(raw + (1 << shift))).is_ok()
+    }
+
     /// The first references of a folio that nobody else can reach yet: a plain store.
     pub fn init_refs(&self, n: u32) {
         match self.record {
@@ -306,3 +316,6 @@ impl<'a> Folio<'a> {
         self.words[3].store(LINK_PREV.bits(u64::from(prev)) | LINK_NEXT.bits(u64::from(next)), Relaxed);
     }
 }
+
+// A small folio's second word is full.
+const _: () = assert!(SMALL_INDEX.end() == 64);

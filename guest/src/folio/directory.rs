@@ -68,6 +68,11 @@ impl Directory {
         &frames.memory().frame(Pfn::new(frame)).0[at..at + Self::WORDS]
     }
 
+    /// Whether record `number`, which was allocated once, is in use now.
+    pub fn is_in_use<M: Memory>(&self, frames: &Frames<M>, number: u32) -> bool {
+        self.get(frames, number)[0].load(Acquire) != 0
+    }
+
     /// A cleared record, but for word 0 which is 1; or `None` without a frame for it.
     pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<u32> {
         let _guard = lock_word(&self.lock);
@@ -85,10 +90,11 @@ impl Directory {
             number as u32
         };
         let words = self.get(frames, number);
-        words[0].store(1, Relaxed);
         for word in &words[1..] {
             word.store(0, Relaxed);
         }
+        // Release pairs with the Acquire in `is_in_use`: whoever sees it in use sees it cleared.
+        words[0].store(1, Release);
         self.in_use.fetch_add(1, Relaxed);
         Some(number)
     }

@@ -46,9 +46,9 @@ impl<M: Memory> Frames<M> {
         self.free(head, order, false);
     }
 
-    /// A frame for a table page.
-    pub(crate) fn alloc_table_frame(&self) -> Option<Run> {
-        let run = self.alloc(Order::BASE, true)?;
+    /// A frame for a table page; the last ones only if it must be.
+    pub(crate) fn alloc_table_frame(&self, must: bool) -> Option<Run> {
+        let run = if must { self.alloc_from_reserve(Order::BASE, true) } else { self.alloc(Order::BASE, true) }?;
         self.mark(run.pfn, Kind::Table);
         Some(run)
     }

@@ -81,9 +81,18 @@ impl Slab {
 
     /// A cleared record, or `None` when it would need a frame and there is none.
     pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
+        self.alloc_inner(frames, false)
+    }
+
+    /// As [`alloc`](Self::alloc), with a frame of the reserve if it must be: for what removals need.
+    pub(crate) fn alloc_from_reserve<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
+        self.alloc_inner(frames, true)
+    }
+
+    fn alloc_inner<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
         let _guard = lock_word(&self.lock);
         if self.free.load(Relaxed) == 0 {
-            self.grow(frames)?;
+            self.grow(frames, must)?;
         }
         let record = Record(self.free.load(Relaxed) as u32);
         let words = frames.record(record, self.words);
@@ -118,8 +127,8 @@ impl Slab {
         }
     }
 
-    fn grow<M: Memory>(&self, frames: &Frames<M>) -> Option<()> {
-        let run = frames.alloc(Order::BASE, false)?;
+    fn grow<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<()> {
+        let run = if must { frames.alloc_from_reserve(Order::BASE, false) } else { frames.alloc(Order::BASE, false) }?;
         if run.pfn.raw() >> 26 != 0 {
             // Beyond what a record's number can name.
             frames.free(run.pfn, Order::BASE, run.zeroed);

@@ -12,6 +12,8 @@ const PAGE_SIZE: u64 = 1 << 7;
 /// Bits 9 to 11 are ignored by the MMU and ours.
 const EXCLUSIVE: u64 = 1 << 9;
 const UNTRACKED: u64 = 1 << 10;
+/// Without [`PRESENT`]: a leaf that is frozen. The MMU ignores every bit of an entry that is not present.
+const FROZEN: u64 = 1 << 11;
 const NO_EXECUTE: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -54,6 +56,14 @@ impl Format for LongMode {
         Entry::Leaf(Leaf { pfn, attrs })
     }
 
+    fn freeze(raw: u64) -> u64 {
+        raw & !PRESENT | FROZEN
+    }
+
+    fn thaw(raw: u64) -> Option<u64> {
+        (raw & (PRESENT | FROZEN) == FROZEN).then_some(raw & !FROZEN | PRESENT)
+    }
+
     fn set_bits(attrs: Attrs) -> u64 {
         let bit = |attr, bit| if attrs.has(attr) { bit } else { 0 };
         bit(Attrs::WRITE, WRITE)
@@ -83,6 +93,20 @@ mod tests {
                 assert_eq!(LongMode::decode(LongMode::leaf(leaf, level), level), Entry::Leaf(leaf));
             }
         }
+    }
+
+    #[test]
+    fn a_frozen_leaf_is_absent_and_thaws_to_what_it_was() {
+        for level in [Level::ONE, Level::TWO, Level::THREE] {
+            for attrs in Attrs::all_subsets() {
+                let raw = LongMode::leaf(Leaf { pfn: Pfn::new(0x4_0000), attrs }, level);
+                assert_eq!(LongMode::decode(LongMode::freeze(raw), level), Entry::Absent);
+                assert_eq!(LongMode::thaw(LongMode::freeze(raw)), Some(raw));
+                assert_eq!(LongMode::thaw(raw), None);
+            }
+        }
+        assert_eq!(LongMode::thaw(0), None);
+        assert_eq!(LongMode::thaw(0x77000), None, "a link of unlinked tables");
     }
 
     #[test]

@@ -111,8 +111,12 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     fn leaf(leaf: Leaf, level: Level) -> u64;
     /// The entry for a pointer to `table`.
     fn table(table: Pfn) -> u64;
-    /// What `raw` at `level` means.
+    /// What `raw` at `level` means. A frozen leaf is absent, as it is to the MMU.
     fn decode(raw: u64, level: Level) -> Entry;
+    /// The leaf `raw`, frozen: absent to the MMU, with all that it says kept.
+    fn freeze(raw: u64) -> u64;
+    /// The leaf that `raw` was before it was frozen; `None` for anything else.
+    fn thaw(raw: u64) -> Option<u64>;
     /// The bits of `attrs` in a leaf: those that are set when the attribute is.
     fn set_bits(attrs: Attrs) -> u64;
     /// The bits of `attrs` in a leaf that are clear when the attribute is set (no-execute).

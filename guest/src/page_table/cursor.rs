@@ -224,6 +224,14 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     }
 }
 
+/// The leaf that `raw` is, or was before it was frozen.
+fn held<F: Format>(raw: u64, level: Level) -> Option<Leaf> {
+    match F::decode(F::thaw(raw).unwrap_or(raw), level) {
+        Entry::Leaf(leaf) => Some(leaf),
+        _ => None,
+    }
+}
+
 /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
 fn run_length<F: Format>(entries: &[AtomicU64; ENTRIES], i: usize, max: usize, level: Level, ignore: Attrs) -> usize {
     let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
@@ -320,10 +328,22 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         }
     }
 
-    /// Whether entry `i` holds nothing.
+    /// The leaf at `i`, frozen or not: what is counted.
+    #[must_use]
+    pub fn held(&self, i: usize) -> Option<Leaf> {
+        held::<F>(self.entries[i].load(Relaxed), self.level)
+    }
+
+    /// Whether the leaf at `i` is frozen.
+    #[must_use]
+    pub fn is_frozen(&self, i: usize) -> bool {
+        F::thaw(self.entries[i].load(Relaxed)).is_some()
+    }
+
+    /// Whether entry `i` holds nothing, not even a frozen leaf.
     #[must_use]
     pub fn is_absent(&self, i: usize) -> bool {
-        matches!(self.entry(i), Entry::Absent)
+        self.entries[i].load(Relaxed) == 0
     }
 
     /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
@@ -332,14 +352,13 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         run_length::<F>(self.entries, i, max, self.level, ignore)
     }
 
-    /// How many of the entries `range` are leaves that map a frame of `first..end`.
+    /// How many of the entries `range` are leaves, frozen or not, that map a frame of `first..end`.
     #[must_use]
     pub fn count_leaves_of(&self, range: Range<usize>, first: Pfn, end: Pfn) -> u32 {
         self.entries[range]
             .iter()
-            .filter(|word| match F::decode(word.load(Relaxed), self.level) {
-                Entry::Leaf(leaf) => first <= leaf.pfn && leaf.pfn < end,
-                _ => false,
+            .filter(|word| {
+                held::<F>(word.load(Relaxed), self.level).is_some_and(|leaf| first <= leaf.pfn && leaf.pfn < end)
             })
             .count() as u32
     }
@@ -350,7 +369,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let step = F::leaf_step(self.level);
         let mut raw = F::leaf(leaf, self.level);
         for word in &self.entries[i..i + n] {
-            debug_assert_eq!(F::decode(word.load(Relaxed), self.level), Entry::Absent);
+            debug_assert_eq!(word.load(Relaxed), 0, "an entry in the way");
             // Release: the folio's contents and counts are there before a walk can reach it.
             word.store(raw, Release);
             raw = raw.wrapping_add(step);
@@ -373,12 +392,46 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
             // Runs differ in the frame only: decode once per change of the low bits, not per entry.
             if (raw ^ last) & 0xfff != 0 {
                 last = raw;
-                if let Entry::Leaf(leaf) = F::decode(raw, self.level) {
+                if let Some(leaf) = held::<F>(raw, self.level) {
                     union = union.or(leaf.attrs);
                 }
             }
         }
         union
+    }
+
+    /// Freezes `n` leaves from `i` on: to the MMU they are absent from the next flush on. Settled entries by a load and a store, others by a
+    /// compare-exchange, so that the last bits of the MMU are kept too.
+    pub fn freeze(&self, i: usize, n: usize) {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        for word in &self.entries[i..i + n] {
+            let raw = word.load(Relaxed);
+            if raw & settled == settled {
+                word.store(F::freeze(raw), Relaxed);
+            } else {
+                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(F::freeze(raw)));
+            }
+        }
+    }
+
+    /// Makes `n` frozen leaves from `i` on what they were before.
+    pub fn thaw(&self, i: usize, n: usize) {
+        for word in &self.entries[i..i + n] {
+            // Plain: no MMU writes to an entry that is not present. Release, as for a new leaf.
+            if let Some(raw) = F::thaw(word.load(Relaxed)) {
+                word.store(raw, Release);
+            }
+        }
+    }
+
+    /// Puts `pfn` in place of what the frozen leaf at `i` maps, and thaws it: its attributes stay.
+    ///
+    /// # Panics
+    /// When `i` is no frozen leaf.
+    pub fn thaw_to(&self, i: usize, pfn: Pfn) {
+        let leaf = self.held(i).filter(|_| self.is_frozen(i)).expect("a frozen leaf");
+        // Release: the contents and counts of the new folio are there before a walk can reach it.
+        self.entries[i].store(F::leaf(Leaf { pfn, ..leaf }, self.level), Release);
     }
 
     /// Takes `remove` away from `n` leaves from `i` on and gives them `add`. Settled entries by a load and a store, others by a
@@ -426,7 +479,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     pub fn split<I>(&self, i: usize, flush: &mut Flush<I>) -> Result<Pfn, OpenError> {
         let below = self.level.below().expect("a leaf above level 1");
         let Entry::Leaf(_) = self.entry(i) else { panic!("no leaf to split at {:#x}", self.page(i)) };
-        let table = self.tables.alloc_table().ok_or(OpenError::OutOfFrames)?;
+        let table = self.tables.alloc_split_table().ok_or(OpenError::OutOfFrames)?;
         // Taken out with an exchange, so that the last accessed and dirty bits of the MMU reach the new leaves. Until the new table is
         // linked an access faults and waits for our lock.
         let Entry::Leaf(leaf) = F::decode(self.entries[i].swap(0, AcqRel), self.level) else {

@@ -10,6 +10,9 @@
 //!                    1 GiB leaf  2 MiB leaf  4 KiB leaf     levels 3, 2, 1
 //! ```
 //!
+//! A leaf may be *frozen*: absent to the MMU, but still there for the counts and for [`Part::held`], until it is thawed, replaced or
+//! cleared. Whoever moves a page freezes its leaves first; a fault that meets one comes again.
+//!
 //! Entries are atomic. Tables are linked in complete and unlinked under the lock of their parent; a table page is
 //! freed only while the owner of the tables excludes walkers (the space lock) and after a flush.
 
@@ -35,6 +38,11 @@ pub trait Tables {
     fn lock(&self, table: Pfn) -> WordGuard<'_>;
     /// A table page with all entries absent, or `None` when there is no frame left.
     fn alloc_table(&self) -> Option<Pfn>;
+    /// As [`alloc_table`](Self::alloc_table), for the split of a leaf, which may use frames kept in reserve: what is mapped can
+    /// then be unmapped in part when memory is full.
+    fn alloc_split_table(&self) -> Option<Pfn> {
+        self.alloc_table()
+    }
     /// Takes a table page back; nothing may walk it any more.
     fn free_table(&self, table: Pfn);
 }

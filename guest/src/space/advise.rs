@@ -27,7 +27,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let flags = vma.flags();
             let wanted = match advice {
                 Advice::DontNeed => {
-                    self.zap(&space, vma, vma.start().max(range.start), vma.end().min(range.end), &mut flush);
+                    let part = vma.start().max(range.start)..vma.end().min(range.end);
+                    // A large leaf across an edge keeps what lies outside. At the ends of a vma there is none.
+                    let split = [part.start, part.end]
+                        .into_iter()
+                        .filter(|&edge| vma.start() < edge && edge < vma.end())
+                        .try_for_each(|edge| self.split_at(&space, vma, edge, &mut flush));
+                    if split.is_err() {
+                        result = Err(MapError::OutOfFrames);
+                        break;
+                    }
+                    self.zap(&space, vma, part.start, part.end, &mut flush);
                     continue;
                 }
                 Advice::HugePage => flags.without(VmaFlags::NO_HUGE).or(VmaFlags::HUGE),

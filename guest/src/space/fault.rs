@@ -132,9 +132,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if !above.flags().has(VmaFlags::STACK) || !grows {
             return Err(FaultError::NotMapped);
         }
+        // A stack that was moved upwards may have no indexes left below it.
+        let offset = above.offset().checked_sub(above.start() - page).ok_or(FaultError::NotMapped)?;
         // The key in the tree is the start: take it out and in again.
         self.remove_from_tree(space.tree, above);
-        above.set_offset(above.offset() - (above.start() - page));
+        above.set_offset(offset);
         above.set_range(page..above.end());
         self.insert_in_tree(space.tree, above);
         Ok(())
@@ -147,8 +149,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Access::Fetch => VmaFlags::EXEC,
         };
         // As on x86: what may be written or executed may be read.
-        let readable = access == Access::Read && vma.flags().is_accessible();
-        if !vma.flags().has(needed) && !readable {
+        let allowed = vma.flags().has(needed) || access == Access::Read && vma.flags().is_accessible();
+        if !allowed {
             return Err(FaultError::Forbidden);
         }
         let write = access == Access::Write;

@@ -18,7 +18,7 @@ use crate::trace::Prot;
 pub enum MapError {
     /// No frame for a table, a record or a copy.
     OutOfFrames,
-    /// Empty, unaligned, or beyond the tenant's half.
+    /// Empty, unaligned, or beyond the tenant's half or what an object can hold.
     BadRange,
     /// Something is mapped there.
     Occupied,
@@ -85,6 +85,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     fn map_inner(&self, id: SpaceId, at: Gva, pages: u64, prot: Prot, what: Map, fixed: bool) -> Result<(), MapError> {
         let range = pages_of(at, pages)?;
+        if let Map::Private(_, offset) | Map::Shared(_, offset) = what
+            && offset.checked_add(pages).is_none_or(|end| end > PAGES_END)
+        {
+            return Err(MapError::BadRange);
+        }
         let space = self.space(id);
         let _guard = write_lock(space.lock);
         if fixed {

@@ -7,6 +7,7 @@
 //! mapping: references, counts, entries.
 
 mod advise;
+mod deferred;
 mod fault;
 mod fork;
 mod map;
@@ -19,6 +20,7 @@ mod tree;
 mod vma;
 mod zap;
 
+pub use deferred::SplitReport;
 pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
 pub use object::ObjectId;
@@ -43,6 +45,9 @@ use crate::sync::{WordGuard, lock_word};
 
 /// One past the last page number of a tenant.
 pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
+
+/// Frames kept back for what removals need: table pages of leaves that are split, records of vmas that are cut. One hole takes at most six.
+const RESERVE: u64 = 32;
 
 /// When anonymous faults use folios above order 0, as in Linux's `transparent_hugepage/enabled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +165,9 @@ pub struct Manager<M, A> {
     policy: Policy,
     limit: AtomicU64,
     statistics: Statistics,
-    deferred: split::DeferredQueue,
+    deferred: deferred::DeferredQueue,
+    /// Anonymous objects go under it, so that who holds it may look at one that might go.
+    families: AtomicU64,
     scheme: PhantomData<A>,
 }
 
@@ -187,8 +194,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// When the ranges are too small or too far apart; see [`InitError`].
     pub fn new(memory: M, ranges: &[Range<Pfn>], zeroed: bool, policy: Policy) -> Result<Self, InitError> {
+        let frames = Frames::new(memory, ranges, zeroed, small_descriptor_words::<A>(), A::PAGE_COUNTS)?;
+        frames.set_reserve(RESERVE.min(frames.stats().total / 16));
         Ok(Self {
-            frames: Frames::new(memory, ranges, zeroed, small_descriptor_words::<A>(), A::PAGE_COUNTS)?,
+            frames,
             folios: Slab::new(large_descriptor_words::<A>()),
             vmas: Slab::new(vma::WORDS),
             spaces: Directory::new(),
@@ -196,7 +205,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             policy,
             limit: AtomicU64::new(COUNT_LIMIT),
             statistics: Statistics::default(),
-            deferred: split::DeferredQueue::default(),
+            deferred: deferred::DeferredQueue::default(),
+            families: AtomicU64::new(0),
             scheme: PhantomData,
         })
     }
@@ -345,6 +355,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             rss: &words[5],
             brk: &words[6],
             sharers: &words[7],
+            held: &words[8],
         }
     }
 
@@ -391,6 +402,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if folio.put(refs) {
             self.free_folio(folio);
         }
+    }
+
+    /// A cleared table page; out of the reserve if it must be.
+    fn new_table(&self, must: bool) -> Option<Pfn> {
+        let run = self.frames.alloc_table_frame(must)?;
+        if !run.zeroed {
+            self.memory().zero(run.pfn, 1);
+        }
+        Some(run.pfn)
     }
 
     // --- counts ----------------------------------------------------------------------------------------------
@@ -443,8 +463,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let delta = A::sub(&self.counts(folio), &batch, beside);
         self.statistics.subs.fetch_add(1, Relaxed);
         self.note(folio, delta);
-        if delta.maybe_partial && !folio.set_flags(FolioFlags::QUEUED).has(FolioFlags::QUEUED) {
-            self.deferred.push(&self.frames, &self.folios, folio);
+        if delta.maybe_partial {
+            self.defer(folio);
         }
         self.put(folio, batch.leaves());
     }
@@ -463,6 +483,8 @@ pub(crate) struct Space<'a> {
     brk: &'a AtomicU64,
     /// Processes and threads that live in it.
     sharers: &'a AtomicU64,
+    /// 1 while the split of a folio holds the space lock. Under the split lock.
+    held: &'a AtomicU64,
 }
 
 impl Space<'_> {
@@ -481,11 +503,11 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
     }
 
     fn alloc_table(&self) -> Option<Pfn> {
-        let run = self.frames.alloc_table_frame()?;
-        if !run.zeroed {
-            self.memory().zero(run.pfn, 1);
-        }
-        Some(run.pfn)
+        self.new_table(false)
+    }
+
+    fn alloc_split_table(&self) -> Option<Pfn> {
+        self.new_table(true)
     }
 
     fn free_table(&self, table: Pfn) {

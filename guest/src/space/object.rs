@@ -84,7 +84,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // No MMU ever walks a page cache.
         flush.finish(&NoTlb, self, cache.root(), |()| {});
         self.free_table(cache.root());
-        self.objects.free(&self.frames, id.0);
+        self.free_object(id.0);
     }
 
     /// Pages of an object.
@@ -190,8 +190,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.unlink_vma(vma, false);
         }
         if vma.family() != 0 && self.unlink_vma(vma, true) {
-            self.objects.free(&self.frames, vma.family());
+            self.free_object(vma.family());
         }
+    }
+
+    fn free_object(&self, number: u32) {
+        let _guard = lock_word(&self.families);
+        self.objects.free(&self.frames, number);
     }
 
     pub(super) fn link_vma(&self, vma: Vma<'_>, anon: bool) {
@@ -240,6 +245,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 impl Object<'_> {
+    /// Whether it is an anonymous object: only others have a page cache.
+    pub(super) fn is_anon(&self) -> bool {
+        self.root.load(Relaxed) == 0
+    }
+
     fn cache(&self) -> Table {
         PageTable::new(Pfn::new(self.root.load(Relaxed)))
     }

@@ -19,7 +19,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The old range, which must be mapped in one piece, becomes the new one; what stood at the new place is unmapped first.
     ///
     /// # Errors
-    /// [`MapError`]; on [`MapError::OutOfFrames`] pages not yet moved are gone.
+    /// [`MapError`]; what stood at the new place is gone then. On [`MapError::OutOfFrames`] no page is lost: of several vmas the first ones may have
+    /// moved.
     pub fn remap(&self, id: SpaceId, from: Gva, pages: u64, to: Gva, new_pages: u64) -> Result<(), MapError> {
         let old = pages_of(from, pages)?;
         let new = pages_of(to, new_pages)?;
@@ -47,6 +48,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if last.end() != old.end || next.is_some_and(|next| next.start() < new.end) {
             return Err(MapError::Occupied);
         }
+        check_indexes(last, new.end - old.end)?;
         last.set_range(last.start()..new.end);
         self.merge_vma(space, last);
         Ok(())
@@ -60,6 +62,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
         self.check_one_mapping(space, &old)?;
+        let last = self.find_vma(space, old.end - 1).ok_or(MapError::NotMapped)?;
+        check_indexes(last, (new.end - new.start).saturating_sub(old.end - old.start))?;
         self.unmap_locked(space, new.clone())?;
         // Shrinking is done first, so that only what stays is moved.
         let moved = old.start..old.end.min(old.start + (new.end - new.start));
@@ -107,6 +111,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.insert_in_tree(space.tree, target);
         self.link_vma_all(target);
         let result = self.move_leaves(space, vma, target, flush);
+        // Back again: the tables at the old place still stand, so that this takes no frame.
+        if result.is_err() && self.move_leaves(space, target, vma, flush).is_ok() {
+            self.remove_vma(space, target);
+            self.merge_vma(space, vma);
+            return result;
+        }
         self.zap(space, vma, vma.start(), vma.end(), flush);
         self.remove_vma(space, vma);
         self.merge_vma(space, target);
@@ -224,6 +234,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         n
     }
+}
+
+/// Whether `vma` may become `more` pages longer: the indexes of its pages must stay below those a descriptor can hold. Few mappings come near:
+/// those of high addresses, moved down.
+fn check_indexes(vma: Vma<'_>, more: u64) -> Result<(), MapError> {
+    if vma.offset() + vma.pages() + more > super::PAGES_END { Err(MapError::BadRange) } else { Ok(()) }
 }
 
 /// A leaf with the bits that the MMU set late.

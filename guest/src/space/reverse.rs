@@ -19,7 +19,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Calls `visit` for every stretch of consecutive leaves of `folio` (vma, table, indexes), until it breaks. Whether it did.
     ///
     /// The caller excludes changes of the vmas it reaches; here that is everybody who holds no space lock.
-    fn walk_folio<'a>(
+    pub(super) fn walk_folio<'a>(
         &'a self,
         folio: Folio<'a>,
         mut visit: impl FnMut(&Space<'_>, Vma<'a>, &Part<'a, LongMode, Self>, core::ops::Range<usize>) -> ControlFlow<()>,
@@ -37,7 +37,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let range = part.range();
                 let mut i = range.start;
                 while i < range.end {
-                    let leaf = part.leaf(i).filter(|leaf| {
+                    let leaf = part.held(i).filter(|leaf| {
                         !leaf.attrs.has(Attrs::UNTRACKED) && folio.head() <= leaf.pfn && leaf.pfn < folio.end()
                     });
                     if leaf.is_none() {

@@ -1,17 +1,16 @@
-//! Splitting and collapsing leaves, cutting and joining vmas inside a folio, and the queue of folios to split.
+//! Splitting and collapsing leaves, cutting and joining vmas inside a folio.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::vma::Vma;
 use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level};
-use crate::folio::{Folio, FolioFlags, Frames, Record, Slab};
+use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
 use crate::mapcount::{Accounting, Batch, Class};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Tables};
-use crate::sync::{lock_word, write_lock};
+use crate::sync::write_lock;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Splits the leaf at `i` of `part` into a table of its own, and tells the counts in one operation.
@@ -47,6 +46,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let _guard = write_lock(space.lock);
         let Some(vma) = self.find_vma(&space, at.page()) else { return false };
         let level = Level::TWO;
+        if self.policy.max_leaf < level {
+            return false;
+        }
         let first = at.page() & !(level.entry_pages() - 1);
         if first < vma.start() || first + level.entry_pages() > vma.end() {
             return false;
@@ -92,7 +94,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<Vma<'a>, MapError> {
         debug_assert!(vma.start() < page && page < vma.end());
-        let upper = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
+        let upper = self.vma(self.vmas.alloc_from_reserve(&self.frames).ok_or(MapError::OutOfFrames)?);
         if self.split_at(space, vma, page, flush).is_err() {
             self.vmas.free(&self.frames, upper.record);
             return Err(MapError::OutOfFrames);
@@ -111,7 +113,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Splits whatever leaf reaches across `page`, so that a table boundary of the lowest level lies there.
-    fn split_at(
+    pub(super) fn split_at(
         &self,
         space: &Space<'_>,
         vma: Vma<'_>,
@@ -228,66 +230,4 @@ fn can_merge(below: Vma<'_>, above: Vma<'_>) -> bool {
         && (below.family() == above.family() || below.family() == 0 || above.family() == 0)
         && below.offset() + below.pages() == above.offset()
         && (!device || below.device().add(below.pages()) == above.device())
-}
-
-/// Anonymous folios that looked partly mapped when one of their leaves went: candidates for splitting, oldest first.
-#[derive(Debug, Default)]
-pub(super) struct DeferredQueue {
-    lock: AtomicU64,
-    first: AtomicU64,
-    last: AtomicU64,
-    length: AtomicU64,
-}
-
-impl DeferredQueue {
-    pub(super) fn len(&self) -> u64 {
-        self.length.load(Relaxed)
-    }
-
-    /// Enters a folio whose QUEUED flag the caller has just set. Small folios are never partly mapped.
-    pub(super) fn push<M: Memory>(&self, frames: &Frames<M>, folios: &Slab, folio: Folio<'_>) {
-        let Some(record) = folio.record() else { return };
-        let _guard = lock_word(&self.lock);
-        let last = self.last.load(Relaxed) as u32;
-        folio.set_links(last, 0);
-        match at(frames, folios, last) {
-            Some(before) => before.set_links(before.links().0, record.raw()),
-            None => self.first.store(u64::from(record.raw()), Relaxed),
-        }
-        self.last.store(u64::from(record.raw()), Relaxed);
-        self.length.fetch_add(1, Relaxed);
-    }
-
-    /// Takes a folio out.
-    pub(super) fn remove<M: Memory>(&self, frames: &Frames<M>, folios: &Slab, folio: Folio<'_>) {
-        let _guard = lock_word(&self.lock);
-        if !folio.clear_flags(FolioFlags::QUEUED).has(FolioFlags::QUEUED) {
-            return;
-        }
-        let (prev, next) = folio.links();
-        match at(frames, folios, prev) {
-            Some(before) => before.set_links(before.links().0, next),
-            None => self.first.store(u64::from(next), Relaxed),
-        }
-        match at(frames, folios, next) {
-            Some(behind) => behind.set_links(prev, behind.links().1),
-            None => self.last.store(u64::from(prev), Relaxed),
-        }
-        self.length.fetch_sub(1, Relaxed);
-    }
-
-    /// The oldest candidate, with a reference for the caller.
-    pub(super) fn first<'a, M: Memory>(&self, frames: &'a Frames<M>, folios: &Slab) -> Option<Folio<'a>> {
-        let _guard = lock_word(&self.lock);
-        let folio = at(frames, folios, self.first.load(Relaxed) as u32)?;
-        folio.get(1);
-        Some(folio)
-    }
-}
-
-fn at<'a, M: Memory>(frames: &'a Frames<M>, folios: &Slab, record: u32) -> Option<Folio<'a>> {
-    (record != 0).then(|| {
-        let record = Record::from_raw(record);
-        Folio::large(record, frames.record(record, folios.words()))
-    })
 }

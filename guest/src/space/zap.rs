@@ -51,7 +51,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> Option<usize> {
         let mut i = range.start;
         while i < range.end {
-            let Some(leaf) = part.leaf(i) else {
+            let Some(leaf) = part.held(i) else {
                 i += 1;
                 continue;
             };
@@ -85,7 +85,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         end: usize,
         ignore: Attrs,
     ) -> (crate::folio::Folio<'a>, Batch, usize) {
-        let leaf = part.leaf(i).expect("the caller saw a leaf");
+        let leaf = part.held(i).expect("the caller saw a leaf");
         let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
         let shift = part.level().page_shift();
         let first = leaf.pfn.raw() - folio.head().raw();
@@ -103,8 +103,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         (folio, batch, n)
     }
 
-    /// Calls `f` for every part of pages `first..end`, with the indexes to work on. A large leaf across an edge of the range is split first; when
-    /// there is no frame for that, the walk goes on behind it.
+    /// Calls `f` for every part of pages `first..end`, with the indexes to work on. No leaf lies across an edge of the range: the caller has
+    /// [split](Self::split_at) it.
     pub(super) fn for_parts<'a, B>(
         &'a self,
         space: &Space<'_>,
@@ -117,12 +117,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut cursor = space.table().cursor(self, first, end);
         while let Some(part) = cursor.next() {
             let range = part.range();
-            if part.straddles() {
-                if self.split_leaf(vma, &part, range.start, flush).is_ok() {
-                    cursor.seek(part.page(range.start).max(first));
-                }
-                continue;
-            }
+            debug_assert!(!part.straddles(), "a leaf across an edge of {vma:?}");
             f(&part, range, flush)?;
         }
         ControlFlow::Continue(())

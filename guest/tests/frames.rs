@@ -1,0 +1,189 @@
+//! The frame allocator against a reference set, and the look-up from a frame to its folio.
+
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use quire::addr::{Level, Order, Pfn};
+use quire::folio::Frames;
+use quire::mapcount::Total;
+use quire::memory::Memory;
+use quire::model::EmulatedMemory;
+use quire::space::Policy;
+use world::{BASE, World, machine_of};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// Runs that are out, by first frame.
+#[derive(Default)]
+struct Held(BTreeMap<u64, Order>);
+
+impl Held {
+    fn add(&mut self, pfn: Pfn, order: Order) {
+        let (first, end) = (pfn.raw(), pfn.raw() + order.pages());
+        assert_eq!(first % order.pages(), 0, "{pfn:?} is not aligned to order {order}");
+        if let Some((&before, before_order)) = self.0.range(..end).next_back() {
+            assert!(before + before_order.pages() <= first, "{pfn:?} of order {order} is handed out twice");
+        }
+        self.0.insert(first, order);
+    }
+    fn pages(&self) -> u64 {
+        self.0.values().map(|order| order.pages()).sum()
+    }
+}
+
+fn exercise(seed: u64, slot_words: usize, orders: &[u8], ranges: &[std::ops::Range<Pfn>], frames: u64) {
+    let memory = EmulatedMemory::new(frames);
+    let buddy = Frames::new(&memory, ranges, true, slot_words, 0).unwrap();
+    let total = buddy.stats().total;
+    assert_eq!(buddy.stats().free, total);
+    let mut random = Random(seed);
+    let mut held = Held::default();
+    for step in 0..4000 {
+        let order = Order::new(orders[random.below(orders.len() as u64) as usize]);
+        // Long phases of growing and of shrinking.
+        if random.below(8) < if step / 500 % 2 == 0 { 5 } else { 3 } {
+            let want_zero = random.below(2) == 0;
+            if let Some(run) = buddy.alloc(order, want_zero) {
+                held.add(run.pfn, order);
+                assert!(ranges.iter().any(|r| r.start <= run.pfn && run.pfn.add(order.pages()) <= r.end));
+                let words = [&memory.frame(run.pfn).0[9], &memory.frame(run.pfn.add(order.pages() - 1)).0[511]];
+                if run.zeroed {
+                    for i in [0, order.pages() / 2, order.pages() - 1] {
+                        let dirty = memory.frame(run.pfn.add(i)).0.iter().any(|word| word.load(Relaxed) != 0);
+                        assert!(!dirty, "{:?} is not zero", run.pfn);
+                    }
+                }
+                for word in words {
+                    word.store(seed, Relaxed);
+                }
+            }
+        } else if !held.0.is_empty() {
+            let nth = random.below(held.0.len() as u64) as usize;
+            let (&first, &order) = held.0.iter().nth(nth).unwrap();
+            held.0.remove(&first);
+            buddy.free(Pfn::new(first), order, false);
+        }
+        let stats = buddy.stats();
+        assert_eq!(stats.free + stats.slots + held.pages(), total, "step {step}");
+    }
+    for (first, order) in std::mem::take(&mut held.0) {
+        buddy.free(Pfn::new(first), order, false);
+    }
+    assert!(buddy.all_free());
+    // Everything has grown together again: the largest run there ever was is there.
+    let stats = buddy.stats();
+    assert!(stats.slots <= (slot_words as u64 * 8 * 512).div_ceil(4096), "one block at most stays broken");
+    let mut runs = Vec::new();
+    while let Some(run) = buddy.alloc(Order::HUGE, false) {
+        held.add(run.pfn, Order::HUGE);
+        runs.push(run.pfn);
+    }
+    assert_eq!(held.pages(), total, "every block is whole again");
+    for pfn in runs {
+        buddy.free(pfn, Order::HUGE, false);
+    }
+    assert_eq!((buddy.stats().free, buddy.stats().slots), (total, 0));
+}
+
+#[test]
+fn random_orders_against_a_reference() {
+    let whole = |frames| [Pfn::new(0)..Pfn::new(frames)];
+    for seed in 1..9 {
+        exercise(seed * 0x9e37_79b9, 2, &[0, 0, 0, 1, 2, 4, 8], &whole(4096), 4096);
+        exercise(seed * 0x85eb_ca6b, 16, &[0, 3, 7, 8, 9, 10, 11], &whole(8192), 8192);
+        exercise(seed * 0xc2b2_ae35, 4, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], &whole(16384), 16384);
+    }
+}
+
+#[test]
+fn ranges_with_holes_and_ragged_edges() {
+    let ranges = [Pfn::new(3)..Pfn::new(1300), Pfn::new(2050)..Pfn::new(7000), Pfn::new(8192)..Pfn::new(9000)];
+    for seed in 1..5 {
+        exercise(seed * 0x1234_5671, 8, &[0, 1, 5, 8, 9, 10], &ranges, 9000);
+    }
+}
+
+#[test]
+fn memory_that_is_too_small_is_refused() {
+    let memory = EmulatedMemory::new(4096);
+    for end in [0, 1, 511, 512] {
+        assert!(Frames::new(&memory, &[Pfn::new(0)..Pfn::new(end)], true, 2, 0).is_err(), "{end}");
+    }
+    assert!(Frames::new(&memory, &[], true, 2, 0).is_err());
+    assert!(Frames::new(&memory, &[Pfn::new(0)..Pfn::new(1024)], true, 2, 0).is_ok());
+}
+
+#[test]
+fn the_reserve_is_kept_back() {
+    let memory = EmulatedMemory::new(4096);
+    let buddy = Frames::new(&memory, &[Pfn::new(0)..Pfn::new(4096)], true, 2, 0).unwrap();
+    buddy.set_reserve(40);
+    let mut runs = Vec::new();
+    while let Some(run) = buddy.alloc(Order::BASE, true) {
+        runs.push(run.pfn);
+    }
+    assert_eq!(buddy.stats().free, 40);
+    assert!(buddy.alloc(Order::new(3), false).is_none());
+    buddy.set_reserve(0);
+    for _ in 0..40 {
+        runs.push(buddy.alloc(Order::BASE, false).unwrap().pfn);
+    }
+    assert!(buddy.alloc(Order::BASE, false).is_none());
+    runs.into_iter().for_each(|pfn| buddy.free(pfn, Order::BASE, false));
+    assert!(buddy.all_free());
+}
+
+#[test]
+fn every_frame_of_a_folio_of_every_order_finds_it() {
+    let frames = 3 << 18;
+    for order in 0..=18 {
+        let order = Order::new(order);
+        let machine = machine_of(frames);
+        let policy = Policy { max_leaf: Level::THREE, ..Policy::only(order) };
+        let world: World<'_, Total> = World::with_scheme(&machine, policy, frames);
+        let space = world.anon(3 * order.pages());
+        for i in [1, 0, 2] {
+            world.write(space, BASE + i * order.pages(), i + 1);
+            if order == Order::MAX && i == 0 {
+                break;
+            }
+        }
+        let touched = if order == Order::MAX { 1..2 } else { 0..3 };
+        for i in touched {
+            let (head, _) = world.leaf(space, BASE + i * order.pages()).unwrap();
+            for frame in 0..order.pages() {
+                let folio = world.manager.folio(head.add(frame)).expect("a folio");
+                assert_eq!((folio.head(), folio.order()), (head, order), "frame {frame}");
+            }
+            for outside in [head.raw().wrapping_sub(1), head.raw() + order.pages()] {
+                let other = world.manager.folio(Pfn::new(outside));
+                assert!(other.is_none_or(|folio| folio.head() != head), "order {order}");
+            }
+        }
+        world.leave(space);
+        for pfn in (0..frames).step_by(61) {
+            assert!(world.manager.folio(Pfn::new(pfn)).is_none());
+        }
+        assert!(world.manager.trim());
+    }
+}
+
+#[test]
+fn frames_outside_are_no_folio() {
+    let machine = machine_of(2048);
+    let world: World<'_, Total> = World::with_scheme(&machine, Policy::up_to(Order::BASE), 2048);
+    for pfn in [2048, 4096, 1 << 30, u64::MAX >> 12] {
+        assert!(world.manager.folio(Pfn::new(pfn)).is_none());
+    }
+}

@@ -1,0 +1,625 @@
+//! Two CPUs at once, with an emulated MMU that sets accessed and dirty by locked operations and a flush that waits for
+//! every access in flight.
+
+mod world;
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::{Barrier, Mutex, PoisonError, RwLock};
+use std::thread;
+
+use quire::addr::{ENTRIES, Level, Order, Pfn};
+use quire::audit::Recount;
+use quire::folio::FolioFlags;
+use quire::format::{Attrs, Format, Leaf, LongMode};
+use quire::mapcount::{Accounting, Observe, Oracle, PerPage, Total, Tuples};
+use quire::memory::{FlushScope, Frame, Memory, Tlb};
+use quire::model::EmulatedMemory;
+use quire::page_table::{Flush, PageTable, Part, Tables};
+use quire::space::{Access, FaultError, Manager, Map, Policy, SpaceId};
+use quire::sync::{WordGuard, lock_word};
+use quire::trace::{Advice, ObjectKind, Prot};
+use world::{BASE, R, RW, at, huge, huge_by_pages};
+
+const FRAMES: u64 = 8 * 1024;
+
+struct Cpus {
+    memory: EmulatedMemory,
+    /// Held shared by an access from walk to store: no CPU caches a translation for longer.
+    accesses: RwLock<()>,
+}
+
+impl Memory for Cpus {
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        self.memory.frame(pfn)
+    }
+}
+
+impl Tlb for Cpus {
+    fn flush(&self, _root: Pfn, _scope: FlushScope) {
+        drop(self.accesses.write().unwrap());
+    }
+}
+
+impl Cpus {
+    fn new() -> Self {
+        let frames = FRAMES + Recount::scratch_frames(FRAMES);
+        Self { memory: EmulatedMemory::new(frames), accesses: RwLock::new(()) }
+    }
+
+    /// Adds `more` to word `word` of `page`, as one store instruction of a tenant; `None` for a page fault. The word after.
+    fn access(&self, root: Pfn, page: u64, word: usize, more: u64) -> Option<u64> {
+        let _in_flight = self.accesses.read().unwrap();
+        let write = more != 0;
+        let mut table = root;
+        for shift in [27, 18, 9, 0] {
+            let entry = &self.memory.frame(table).0[(page >> shift) as usize & 511];
+            let mut raw = entry.load(Acquire);
+            loop {
+                let leaf = shift == 0 || raw & 0x80 != 0;
+                if raw & 5 != 5 || leaf && write && raw & 2 == 0 {
+                    return None;
+                }
+                let bits = if leaf && write { 0x60 } else { 0x20 };
+                match entry.compare_exchange(raw, raw | bits, AcqRel, Acquire) {
+                    Ok(_) if leaf => {
+                        let frame = Pfn::from_address(raw & 0x000f_ffff_ffff_f000).add(page & ((1 << shift) - 1));
+                        return Some(self.memory.frame(frame).0[word].fetch_add(more, Relaxed) + more);
+                    }
+                    Ok(_) => break,
+                    Err(now) => raw = now,
+                }
+            }
+            table = Pfn::from_address(raw & 0x000f_ffff_ffff_f000);
+        }
+        None
+    }
+}
+
+type Checked = Observe<Total, Observe<PerPage, Observe<Tuples, Oracle>>>;
+
+struct World<'m, A: Accounting> {
+    manager: Manager<&'m Cpus, A>,
+    cpus: &'m Cpus,
+}
+
+impl<'m, A: Accounting> World<'m, A> {
+    fn new(cpus: &'m Cpus, policy: Policy) -> Self {
+        let manager = Manager::new(cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, policy).unwrap();
+        Self { manager, cpus }
+    }
+
+    fn anon(&self, pages: u64) -> SpaceId {
+        let space = self.manager.create_space().unwrap();
+        self.manager.map(space, at(BASE), pages, RW, Map::Anon).unwrap();
+        space
+    }
+
+    fn access(&self, space: SpaceId, page: u64, word: usize, more: u64) -> Result<u64, FaultError> {
+        let access = if more != 0 { Access::Write } else { Access::Read };
+        loop {
+            if let Some(value) = self.cpus.access(self.manager.root(space), page, word, more) {
+                return Ok(value);
+            }
+            self.manager.fault(space, at(page), access)?;
+        }
+    }
+
+    fn audit(&self) {
+        let audit = Recount::new(Pfn::new(FRAMES), Pfn::new(0), FRAMES).run(&self.manager);
+        assert_eq!(audit.mismatches, 0, "{:?}", audit.first);
+    }
+
+    fn end(self) {
+        self.audit();
+        for space in self.manager.spaces().collect::<Vec<_>>() {
+            self.manager.destroy_space(space);
+        }
+        assert_eq!(self.manager.deferred_len(), 0);
+        assert!(self.manager.trim(), "{:?}", self.manager.frames().stats());
+        assert_eq!(self.manager.statistics().anon_mapped.get(), 0);
+    }
+}
+
+/// Runs both at once.
+fn both(one: impl FnOnce() + Send, two: impl FnOnce() + Send) {
+    let barrier = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            barrier.wait();
+            one();
+        });
+        barrier.wait();
+        two();
+    });
+}
+
+fn policies() -> [Policy; 4] {
+    [Policy::up_to(Order::BASE), Policy::up_to(Order::new(4)), huge(), huge_by_pages()]
+}
+
+#[test]
+fn faults_on_the_same_and_on_neighbouring_pages() {
+    for round in 0..40 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
+        let space = world.anon(1200);
+        let stores = |word: usize| {
+            let world = &world;
+            move || {
+                for i in 0..1200 {
+                    // The same pages, from both ends.
+                    let page = if word == 1 || round % 8 < 4 { i } else { 1199 - i };
+                    world.access(space, BASE + page, word, page + 1).unwrap();
+                }
+            }
+        };
+        both(stores(1), stores(2));
+        for page in 0..1200 {
+            for word in [1, 2] {
+                assert_eq!(world.access(space, BASE + page, word, 0), Ok(page + 1), "page {page} of CPU {word}");
+            }
+        }
+        assert_eq!(world.manager.rss(space), 1200);
+        world.end();
+    }
+}
+
+#[test]
+fn faults_on_the_same_folio_of_a_file() {
+    for round in 0..30 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, huge());
+        let order = Order::new([0, 4, 9][round % 3]);
+        let file = world.manager.create_object(ObjectKind::Shared, 0, 1024, order).unwrap();
+        let spaces = [world.anon(1), world.anon(1)];
+        // Congruent, and not.
+        world.manager.map(spaces[0], at(2 * BASE), 1024, RW, Map::Shared(file, 0)).unwrap();
+        world.manager.map(spaces[1], at(2 * BASE + 7), 1024, RW, Map::Shared(file, 0)).unwrap();
+        let stores = |cpu: usize| {
+            let world = &world;
+            move || {
+                for i in 0..1024 {
+                    world.access(spaces[cpu], 2 * BASE + 7 * cpu as u64 + i, 1, 1).unwrap();
+                }
+            }
+        };
+        both(stores(0), stores(1));
+        for i in 0..1024 {
+            assert_eq!(world.access(spaces[0], 2 * BASE + i, 1, 0), Ok(2), "page {i}");
+        }
+        world.audit();
+        for space in spaces {
+            world.manager.destroy_space(space);
+        }
+        world.manager.destroy_object(file);
+        world.end();
+    }
+}
+
+/// While one CPU stores to pages `BASE..BASE + 1024` of `space` in turn, the other does `change` over and over. Every store that was
+/// made must be there, as long as nothing dropped pages: `kept` says so.
+fn stores_against<A: Accounting>(world: &World<'_, A>, space: SpaceId, kept: bool, mut change: impl FnMut(u64) + Send) {
+    let done = AtomicU64::new(0);
+    let counts: Vec<AtomicU64> = (0..1024).map(|_| AtomicU64::new(0)).collect();
+    both(
+        || {
+            for i in 0..6000u64 {
+                let page = i * 37 % 1024;
+                match world.access(space, BASE + page, 3, 1) {
+                    Ok(value) => {
+                        let count = counts[page as usize].fetch_add(1, Relaxed) + 1;
+                        assert!(!kept || value == count, "page {page}: {value}, after {count} stores");
+                    }
+                    Err(FaultError::NotMapped | FaultError::Forbidden) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            done.store(1, Relaxed);
+        },
+        || {
+            let mut i = 0;
+            while done.load(Relaxed) == 0 || i < 20 {
+                change(i);
+                i += 1;
+            }
+        },
+    );
+    if kept {
+        world.manager.protect(space, at(BASE), 1024, RW).unwrap();
+        for (page, count) in (BASE..).zip(&counts) {
+            assert_eq!(world.access(space, page, 3, 0), Ok(count.load(Relaxed)), "page {page}");
+        }
+    }
+    world.audit();
+}
+
+#[test]
+fn faults_against_munmap_and_madvise() {
+    for policy in policies() {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policy);
+        let space = world.anon(1024);
+        stores_against(&world, space, false, |i| {
+            let (first, pages) = (i * 101 % 900, i * 53 % 120 + 1);
+            match i % 3 {
+                0 => world.manager.advise(space, at(BASE + first), pages, Advice::DontNeed).unwrap(),
+                1 => world.manager.unmap(space, at(BASE + first), pages).unwrap(),
+                _ => world.manager.map_fixed(space, at(BASE + first), pages, RW, Map::Anon).unwrap(),
+            }
+        });
+        world.end();
+    }
+}
+
+#[test]
+fn faults_against_fork_and_exit() {
+    for policy in policies() {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policy);
+        let space = world.anon(1024);
+        stores_against(&world, space, true, |_| {
+            let child = world.manager.fork(space).unwrap();
+            // What the child sees does not change.
+            let before: Vec<_> = (0..16).map(|i| world.access(child, BASE + i * 64, 3, 0)).collect();
+            let after: Vec<_> = (0..16).map(|i| world.access(child, BASE + i * 64, 3, 0)).collect();
+            assert_eq!(before, after);
+            world.manager.destroy_space(child);
+        });
+        world.end();
+    }
+}
+
+#[test]
+fn faults_against_protect() {
+    for policy in policies() {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policy);
+        let space = world.anon(1024);
+        stores_against(&world, space, true, |i| {
+            let prot = [R, RW, Prot::NONE, RW][i as usize % 4];
+            world.manager.protect(space, at(BASE + i / 4 * 91 % 800), 200, prot).unwrap();
+            if i % 16 == 15 {
+                world.manager.protect(space, at(BASE), 1024, RW).unwrap();
+                world.manager.collapse(space, at(BASE));
+            }
+        });
+        world.end();
+    }
+}
+
+#[test]
+fn faults_against_remap_and_back() {
+    let cpus = Cpus::new();
+    let world: World<'_, Checked> = World::new(&cpus, huge());
+    let space = world.anon(1024);
+    stores_against(&world, space, true, |i| {
+        let to = 2 * BASE + i % 3 * 13;
+        world.manager.remap(space, at(BASE + 100), 600, at(to), 600).unwrap();
+        world.manager.remap(space, at(to), 600, at(BASE + 100), 600).unwrap();
+    });
+    world.end();
+}
+
+#[test]
+fn faults_against_the_split_of_folios() {
+    for policy in [huge(), huge_by_pages(), Policy::only(Order::new(4))] {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policy);
+        let space = world.anon(1024 + 4096);
+        let mut split = 0;
+        for page in 0..1024 {
+            world.access(space, BASE + page, 1, 1).unwrap();
+        }
+        stores_against(&world, space, true, |i| {
+            // Folios behind those that are stored to, and once some of those.
+            let folio = BASE + 1024 + i % 8 * 512;
+            world.access(space, folio, 1, 1).unwrap();
+            world.access(space, folio + 17, 1, 1).unwrap();
+            world.manager.advise(space, at(folio + 3), 5, Advice::DontNeed).unwrap();
+            let report = world.manager.split_deferred(4);
+            split += report.split;
+            world.manager.advise(space, at(folio), 512, Advice::DontNeed).unwrap();
+        });
+        assert!(split > 0);
+        world.end();
+    }
+}
+
+#[test]
+fn stores_to_a_folio_that_is_split_are_kept() {
+    for round in 0..60 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, if round % 2 == 0 { huge() } else { huge_by_pages() });
+        let space = world.anon(512);
+        for page in 0..512 {
+            world.access(space, BASE + page, 3, 1).unwrap();
+        }
+        let child = (round % 3 == 0).then(|| world.manager.fork(space).unwrap());
+        for space in child.into_iter().chain([space]) {
+            world.manager.unmap(space, at(BASE + 200), 300).unwrap();
+        }
+        both(
+            || {
+                for i in 0..2000 {
+                    world.access(space, BASE + i % 200, 3, 1).unwrap();
+                }
+            },
+            || while world.manager.deferred_len() > 0 && world.manager.split_deferred(1).split == 0 {},
+        );
+        for page in 0..200 {
+            assert_eq!(world.access(space, BASE + page, 3, 0), Ok(11), "page {page}");
+        }
+        world.end();
+    }
+}
+
+#[test]
+fn two_spaces_that_share_folios_exit_at_once() {
+    for round in 0..40 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
+        let parent = world.anon(1024);
+        for page in 0..1024 {
+            world.access(parent, BASE + page, 0, 1).unwrap();
+        }
+        let child = world.manager.fork(parent).unwrap();
+        let third = world.manager.fork(child).unwrap();
+        if round % 3 == 0 {
+            for page in (0..1024).step_by(7) {
+                world.access(child, BASE + page, 0, 1).unwrap();
+            }
+        }
+        both(
+            || world.manager.destroy_space(parent),
+            || {
+                world.manager.destroy_space(child);
+                world.manager.destroy_space(third);
+            },
+        );
+        world.end();
+    }
+}
+
+#[test]
+fn two_owners_copy_the_same_pages_at_once() {
+    for round in 0..40 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
+        let parent = world.anon(512);
+        for page in 0..512 {
+            world.access(parent, BASE + page, 0, 5).unwrap();
+        }
+        let child = world.manager.fork(parent).unwrap();
+        let stores = |space| {
+            let world = &world;
+            move || (0..512).for_each(|page| assert_eq!(world.access(space, BASE + page, 0, 1), Ok(6)))
+        };
+        both(stores(parent), stores(child));
+        for space in [parent, child] {
+            (0..512).for_each(|page| assert_eq!(world.access(space, BASE + page, 0, 0), Ok(6)));
+        }
+        world.end();
+    }
+}
+
+#[test]
+fn frames_from_two_cpus() {
+    let cpus = Cpus::new();
+    let frames = quire::folio::Frames::new(&cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, 2, 0).unwrap();
+    // Who holds a frame marks it with its number, plus one.
+    let work = |cpu: u64| {
+        let (frames, cpus) = (&frames, &cpus);
+        move || {
+            let mut held = Vec::new();
+            for i in 0..20_000u64 {
+                let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(cpu as u32 * 7 + 11);
+                let order = Order::new([0, 0, 1, 3, 5, 8, 9, 10][random as usize % 8]);
+                if random >> 32 & 1 == 0 || held.is_empty() {
+                    if let Some(run) = frames.alloc(order, false) {
+                        for i in [0, order.pages() - 1] {
+                            cpus.frame(run.pfn.add(i)).0[7].store(cpu + 1, Relaxed);
+                        }
+                        held.push((run.pfn, order));
+                    }
+                } else {
+                    let (pfn, order): (Pfn, Order) = held.swap_remove((random >> 40) as usize % held.len());
+                    for i in [0, order.pages() - 1] {
+                        assert_eq!(cpus.frame(pfn.add(i)).0[7].load(Relaxed), cpu + 1, "{pfn:?} was handed out twice");
+                    }
+                    frames.free(pfn, order, false);
+                }
+            }
+            held.into_iter().for_each(|(pfn, order)| frames.free(pfn, order, false));
+        }
+    };
+    both(work(0), work(1));
+    assert!(frames.all_free());
+}
+
+// --- late bits of the MMU --------------------------------------------------------------------------------------
+
+/// Two tables in emulated frames.
+struct Two {
+    memory: EmulatedMemory,
+    locks: [AtomicU64; 64],
+    next: AtomicU64,
+}
+
+impl Tables for Two {
+    fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
+        &self.memory.frame(table).0
+    }
+    fn lock(&self, table: Pfn) -> WordGuard<'_> {
+        lock_word(&self.locks[table.raw() as usize])
+    }
+    fn alloc_table(&self) -> Option<Pfn> {
+        Some(Pfn::new(self.next.fetch_add(1, Relaxed)))
+    }
+    fn free_table(&self, _table: Pfn) {}
+}
+
+impl Tlb for Two {
+    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
+}
+
+/// For one unsettled leaf after the other: an MMU sets dirty in it while `work` changes it. What the MMU has set must be in the entry
+/// behind it, or among what `work` says it found.
+fn late_bits(work: impl Fn(&Part<'_, LongMode, Two>, usize) -> bool + Sync) {
+    const ROUNDS: u64 = 12;
+    // Both CPUs are needed: one of these at a time.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let two =
+        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
+    let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
+    let entries = two.entries(table.cursor(&two, 0, 512).open(Level::ONE).unwrap().table());
+    let (dirty, entry) = (LongMode::set_bits(Attrs::DIRTY), |turn: u64| turn as usize % ENTRIES);
+    // Turns that began, and that the MMU has ended: twice the turn, plus whether it stored.
+    let (began, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+    let until = |condition: &dyn Fn() -> bool| {
+        for spins in 0u64.. {
+            match condition() {
+                true => break,
+                false if spins % 1000 == 999 => thread::yield_now(),
+                false => std::hint::spin_loop(),
+            }
+        }
+    };
+    let wait = |spins: u64| (0..spins).for_each(|_| std::hint::spin_loop());
+    let (mut late, mut lost) = (0, 0);
+    both(
+        || {
+            for turn in 1..=ROUNDS * 512 {
+                until(&|| began.load(Acquire) == turn);
+                wait(turn * 7 % 5);
+                let set = |raw: u64| (raw & 3 == 3).then_some(raw | dirty);
+                let stored = entries[entry(turn)].fetch_update(AcqRel, Acquire, set).is_ok();
+                ended.store(turn * 2 + u64::from(stored), Release);
+            }
+        },
+        || {
+            let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
+            for turn in 1..=ROUNDS * 512 {
+                let i = entry(turn);
+                let part = table.cursor(&two, 0, 512).open(Level::ONE).unwrap();
+                entries[i].store(0, Relaxed);
+                part.install(i, 1, Leaf { pfn: Pfn::new(512), attrs });
+                began.store(turn, Release);
+                wait(turn * 11 % 23);
+                let found = work(&part, i);
+                until(&|| ended.load(Acquire) / 2 == turn);
+                if ended.load(Relaxed) % 2 == 1 {
+                    late += 1;
+                    lost += u64::from(!found && entries[i].load(Relaxed) & dirty == 0);
+                }
+            }
+        },
+    );
+    assert!(late > 0, "the MMU was never there");
+    // Not in the loop: the other CPU would wait for ever.
+    assert_eq!(lost, 0, "of {late} dirty bits");
+}
+
+#[test]
+fn clear_loses_no_bit() {
+    late_bits(|part, i| part.clear(i, 1).has(Attrs::DIRTY));
+}
+
+#[test]
+fn change_loses_no_bit() {
+    late_bits(|part, i| {
+        part.change(i, 1, Attrs::NONE, Attrs::EXEC);
+        false
+    });
+}
+
+#[test]
+fn copy_to_loses_no_bit() {
+    let other =
+        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
+    let copy: PageTable<LongMode> = PageTable::new(Pfn::new(1));
+    late_bits(|part, i| {
+        let to = copy.cursor(&other, 0, 512).open(Level::ONE).unwrap();
+        part.copy_to(i, 1, &to, Attrs::WRITE);
+        false
+    });
+}
+
+#[test]
+fn freeze_and_thaw_lose_no_bit() {
+    late_bits(|part, i| {
+        part.freeze(i, 1);
+        part.thaw(i, 1);
+        false
+    });
+}
+
+#[test]
+fn split_loses_no_bit() {
+    let mut late = 0;
+    for _ in 0..2_000 {
+        let two =
+            Two { memory: EmulatedMemory::new(8), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
+        let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
+        let part = table.cursor(&two, 0, 512).open(Level::TWO).unwrap();
+        let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
+        part.install(0, 1, Leaf { pfn: Pfn::new(512), attrs });
+        let word = &two.entries(part.table())[0];
+        drop(part);
+        let (dirty, size) = (LongMode::set_bits(Attrs::DIRTY), 0x80);
+        let mut stored = false;
+        thread::scope(|scope| {
+            let mmu = scope.spawn(|| {
+                word.fetch_update(AcqRel, Acquire, |raw| (raw & (3 | size) == 3 | size).then_some(raw | dirty)).is_ok()
+            });
+            let mut flush: Flush<()> = Flush::new();
+            let part = table.cursor(&two, 0, 512).next().unwrap();
+            part.split(0, &mut flush).unwrap();
+            drop(part);
+            flush.finish(&two, &two, Pfn::new(1), |()| {});
+            stored = mmu.join().unwrap();
+        });
+        let (_, leaf) = table.lookup(&two, 7).unwrap();
+        assert!(!stored || leaf.attrs.has(Attrs::DIRTY), "the dirty bit is lost");
+        late += u64::from(stored);
+        if late > 200 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_store_to_a_file_page_that_goes_is_noted() {
+    for _ in 0..40 {
+        let cpus = Cpus::new();
+        let world: World<'_, Total> = World::new(&cpus, huge());
+        let file = world.manager.create_object(ObjectKind::File, 0, 256, Order::BASE).unwrap();
+        let space = world.manager.create_space().unwrap();
+        world.manager.map(space, at(BASE), 256, RW, Map::Shared(file, 0)).unwrap();
+        let mut frames = Vec::new();
+        for page in 0..256 {
+            world.access(space, BASE + page, 1, 0).unwrap();
+            frames.push(world.manager.page_table(space).lookup(&world.manager, BASE + page).unwrap().1.pfn);
+        }
+        let root = world.manager.root(space);
+        let stored: Vec<AtomicU64> = (0..256).map(|_| AtomicU64::new(0)).collect();
+        both(
+            || {
+                for (page, stored) in (BASE..).zip(&stored) {
+                    stored.store(u64::from(cpus.access(root, page, 1, 1).is_some()), Relaxed);
+                }
+            },
+            || (0..8).for_each(|i| world.manager.unmap(space, at(BASE + i * 32), 32).unwrap()),
+        );
+        for (pfn, stored) in frames.iter().zip(&stored) {
+            let folio = world.manager.folio(*pfn).unwrap();
+            let noted = folio.flags().has(FolioFlags::DIRTY);
+            assert_eq!(noted, stored.load(Relaxed) == 1, "{folio:?}");
+            assert_eq!(cpus.frame(*pfn).0[1].load(Relaxed), stored.load(Relaxed));
+        }
+        world.manager.destroy_space(space);
+        world.manager.destroy_object(file);
+        world.end();
+    }
+}

@@ -1,0 +1,171 @@
+//! A machine with a manager that every scheme observes, and tenants that touch their memory through the emulated MMU.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+use quire::addr::{Gva, Level, Order, Pfn};
+use quire::audit::{Audit, Recount};
+use quire::mapcount::{self, Accounting, Observe, Oracle, PerPage, Total, Tuples};
+use quire::model::Machine;
+use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, SpaceId};
+use quire::trace::Prot;
+
+/// Every scheme at once, beside the oracle.
+pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<mapcount::None, Oracle>>>>;
+
+pub const R: Prot = Prot { read: true, write: false, exec: false };
+pub const RW: Prot = Prot { read: true, write: true, exec: false };
+/// Frames of a plain world.
+pub const FRAMES: u64 = 8 * 1024;
+/// Device frames behind the others.
+pub const DEVICE_FRAMES: u64 = 64;
+
+/// Where tests map, unless they say otherwise: a multiple of 1 GiB.
+pub const BASE: u64 = 1 << 18;
+
+pub fn at(page: u64) -> Gva {
+    Gva::from_page(page)
+}
+
+/// A machine with `frames` frames for the manager, and what a recount and a device take.
+pub fn machine_of(frames: u64) -> Machine {
+    Machine::new(frames + Recount::scratch_frames(frames) + DEVICE_FRAMES)
+}
+
+pub struct World<'m, A: Accounting = Everything> {
+    pub manager: Manager<&'m Machine, A>,
+    pub machine: &'m Machine,
+    recount: Recount,
+    frames: u64,
+}
+
+pub fn huge() -> Policy {
+    Policy::up_to(Order::HUGE)
+}
+
+/// Folios of order 9, mapped by leaves of order 0.
+pub fn huge_by_pages() -> Policy {
+    Policy { max_leaf: Level::ONE, ..Policy::up_to(Order::HUGE) }
+}
+
+impl<'m> World<'m> {
+    pub fn new(machine: &'m Machine, policy: Policy) -> Self {
+        Self::with_scheme(machine, policy, FRAMES)
+    }
+}
+
+impl<'m, A: Accounting> World<'m, A> {
+    pub fn with_scheme(machine: &'m Machine, policy: Policy, frames: u64) -> Self {
+        let manager = Manager::new(machine, &[Pfn::new(0)..Pfn::new(frames)], true, policy).expect("enough frames");
+        Self { manager, machine, recount: Recount::new(Pfn::new(frames), Pfn::new(0), frames), frames }
+    }
+
+    pub fn device(&self) -> Pfn {
+        Pfn::new(self.frames + Recount::scratch_frames(self.frames))
+    }
+
+    pub fn space(&self) -> SpaceId {
+        self.manager.create_space().expect("a space")
+    }
+
+    /// A space with `pages` anonymous pages at [`BASE`].
+    pub fn anon(&self, pages: u64) -> SpaceId {
+        let space = self.space();
+        self.manager.map(space, at(BASE), pages, RW, Map::Anon).expect("room");
+        space
+    }
+
+    pub fn map(&self, space: SpaceId, page: u64, pages: u64, prot: Prot, what: Map) {
+        self.manager.map(space, at(page), pages, prot, what).expect("room");
+    }
+
+    /// One access, faults served; the word before, and the last fault.
+    pub fn access(&self, space: SpaceId, page: u64, store: Option<u64>) -> Result<(u64, Option<Fault>), FaultError> {
+        let access = if store.is_some() { Access::Write } else { Access::Read };
+        let mut last = None;
+        loop {
+            if let Some(word) = self.machine.word(self.manager.root(space), at(page), access) {
+                let before = word.load(Relaxed);
+                if let Some(value) = store {
+                    word.store(value, Relaxed);
+                }
+                return Ok((before, last));
+            }
+            last = Some(self.manager.fault(space, at(page), access)?);
+        }
+    }
+
+    pub fn read(&self, space: SpaceId, page: u64) -> u64 {
+        self.access(space, page, None).expect("readable").0
+    }
+
+    pub fn write(&self, space: SpaceId, page: u64, value: u64) -> Option<Fault> {
+        self.access(space, page, Some(value)).expect("writable").1
+    }
+
+    /// Stores a number of `tag` in every page.
+    pub fn fill(&self, space: SpaceId, pages: Range<u64>, tag: u64) {
+        for page in pages {
+            self.write(space, page, tag << 40 | page);
+        }
+    }
+
+    /// The numbers of [`fill`](Self::fill) are there; `from` is where the first page was when they were stored.
+    pub fn expect(&self, space: SpaceId, pages: Range<u64>, from: u64, tag: u64) {
+        for page in pages.clone() {
+            assert_eq!(self.read(space, page), tag << 40 | (page - pages.start + from), "page {page:#x}");
+        }
+    }
+
+    pub fn expect_zero(&self, space: SpaceId, pages: Range<u64>) {
+        for page in pages {
+            assert_eq!(self.read(space, page), 0, "page {page:#x}");
+        }
+    }
+
+    pub fn audit(&self) -> Audit {
+        let audit = self.recount.run(&self.manager);
+        assert_eq!(audit.mismatches, 0, "the recount disagrees: {:?}", audit.first);
+        assert_eq!(self.machine.stale(), None, "a flush is missing");
+        audit
+    }
+
+    /// Frame, order and level of the leaf at `page`.
+    pub fn leaf(&self, space: SpaceId, page: u64) -> Option<(Pfn, Level)> {
+        let (place, leaf) = self.manager.page_table(space).lookup(&self.manager, page)?;
+        Some((leaf.pfn, place.level))
+    }
+
+    pub fn folio_order(&self, space: SpaceId, page: u64) -> Order {
+        let (pfn, _) = self.leaf(space, page).expect("a leaf");
+        self.manager.folio(pfn).expect("a folio").order()
+    }
+
+    pub fn free(&self) -> u64 {
+        let stats = self.manager.frames().stats();
+        stats.free + stats.slots
+    }
+
+    pub fn leave(&self, space: SpaceId) {
+        self.machine.leave(self.manager.root(space));
+        self.manager.destroy_space(space);
+    }
+
+    /// Ends all that is left; every frame must be free then and every statistic zero.
+    pub fn end(self, objects: &[ObjectId]) {
+        for space in self.manager.spaces().collect::<Vec<_>>() {
+            self.leave(space);
+        }
+        for &object in objects {
+            self.manager.destroy_object(object);
+        }
+        self.audit();
+        assert_eq!(self.manager.deferred_len(), 0);
+        assert!(self.manager.trim(), "frames are lost: {:?}", self.manager.frames().stats());
+        let statistics = self.manager.statistics();
+        assert_eq!(statistics.anon_mapped.get(), 0);
+        assert_eq!(statistics.file_mapped.get(), 0);
+        assert_eq!(statistics.huge_mapped.get(), 0);
+    }
+}
