@@ -289,6 +289,10 @@ fn print(text: &str) -> Result<(), Error> {
 /// Parses `64M`, `2G`, `1048576`.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let not_a_number = "a size is a number with k, m or g behind it";
+    if digits.is_empty() {
+        return Err(not_a_number.to_owned());
+    }
     let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
         "" => 0,
         "k" => 10,
@@ -297,7 +301,7 @@ fn size(text: &str) -> Result<u64, String> {
         "t" => 40,
         unit => return Err(format!("no unit is called {unit:?}: k, m, g")),
     };
-    let number: u64 = digits.parse().map_err(|_| "a size is a number with k, m or g behind it".to_owned())?;
+    let number: u64 = digits.parse().map_err(|_| not_a_number.to_owned())?;
     number.checked_mul(1 << shift).filter(|&bytes| bytes > 0).ok_or_else(|| "a size from 1 byte up".to_owned())
 }
 
