@@ -127,7 +127,11 @@ fn too_little_memory_is_said_so() {
         return;
     }
     let workload = Workload::shipped(1).unwrap();
-    let measured = replay(&workload, &Config { memory: Some(6 << 20), ..config(Ring::Three, Scheme::Total) }).unwrap();
+    let measured = replay(
+        &workload,
+        &Config { memory: Some(quire_vmm::replay::LEAST_MEMORY), ..config(Ring::Three, Scheme::Total) },
+    )
+    .unwrap();
     assert!(!measured.passed);
     assert_eq!(measured.words[word::OUT_OF_FRAMES], 1);
 }
