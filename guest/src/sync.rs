@@ -6,6 +6,7 @@
 //! Lock order, outermost first; a lock may be taken only while none of a later line is held:
 //!
 //! ```text
+//! (an rmap walk starts at an object: it only tries space locks, and holds no lock but the space's over a flush)
 //! split lock (one for all; whoever holds it only tries space locks, and holds several)
 //!   space lock (of one space; of two: parent before child in fork)
 //!   family lock (anonymous objects do not go)
@@ -116,6 +117,19 @@ pub fn try_write(word: &AtomicU64) -> bool {
 pub fn end_write(word: &AtomicU64) {
     debug_assert_eq!(word.load(Relaxed), WRITER, "not held exclusively");
     word.store(0, Release);
+}
+
+/// Takes `word` shared unless somebody has it exclusively: for who may not wait. [`end_read`] gives it back.
+#[must_use = "the lock is held when this is true"]
+pub fn try_read(word: &AtomicU64) -> bool {
+    // Acquire pairs with the Release of `WriteGuard`.
+    word.fetch_update(Acquire, Relaxed, |now| (now & WRITER == 0).then_some(now + 1)).is_ok()
+}
+
+/// Gives back what [`try_read`] took.
+pub fn end_read(word: &AtomicU64) {
+    let before = word.fetch_sub(1, Release);
+    debug_assert!(before & WRITER == 0 && before > 0, "not held shared");
 }
 
 impl Drop for ReadGuard<'_> {

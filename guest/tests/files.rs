@@ -108,10 +108,10 @@ fn a_file_page_is_unmapped_everywhere_by_its_folio() {
     }
     let (pfn, _) = world.leaf(spaces[1], BASE + 40 + 700).unwrap();
     let folio = world.manager.folio(pfn).unwrap();
-    assert_eq!(world.manager.count_leaves(folio), 1 + 512 + 512);
-    assert!(world.manager.is_shared_by_walk(folio));
+    assert_eq!(world.manager.leaves_by_walk(folio), Ok(1 + 512 + 512));
+    assert_eq!(world.manager.is_shared_by_walk(folio), Ok(true));
     world.manager.try_to_unmap(folio).unwrap();
-    assert_eq!(world.manager.count_leaves(folio), 0);
+    assert_eq!(world.manager.leaves_by_walk(folio), Ok(0));
     assert!(spaces.iter().all(|&space| world.manager.rss(space) == 512));
     world.audit();
     assert_eq!(world.read(spaces[0], BASE + 700), file_word(6, 700));

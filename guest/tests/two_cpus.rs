@@ -356,6 +356,57 @@ fn stores_to_a_folio_that_is_split_are_kept() {
 }
 
 #[test]
+fn rmap_against_map_fork_unmap_and_copies() {
+    for policy in policies() {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policy);
+        let file = world.manager.create_object(ObjectKind::Shared, 0, 1024, Order::new(9)).unwrap();
+        let space = world.manager.create_space().unwrap();
+        world.manager.map(space, at(BASE), 1024, RW, Map::Shared(file, 0)).unwrap();
+        let folios = [0, 512].map(|page| {
+            world.access(space, BASE + page, 1, 1).unwrap();
+            let (_, leaf) = world.manager.page_table(space).lookup(&world.manager, BASE + page).unwrap();
+            world.manager.folio(leaf.pfn).unwrap()
+        });
+        let done = AtomicU64::new(0);
+        let mut unmapped = 0;
+        both(
+            || {
+                for i in 0..400 {
+                    let to = 2 * BASE + i % 5 * 131;
+                    world.manager.map_fixed(space, at(to), 700, RW, Map::Private(file, i % 300)).unwrap();
+                    for page in 0..40 {
+                        world.access(space, BASE + (page * 37 + i) % 1024, 2, 1).unwrap();
+                        world.access(space, to + page * 17, 3, page % 2).unwrap();
+                    }
+                    let child = world.manager.fork(space).unwrap();
+                    world.access(child, to + 5, 3, 1).unwrap();
+                    world.manager.unmap(space, at(to + i % 90), 600).unwrap();
+                    world.manager.destroy_space(child);
+                }
+                done.store(1, Relaxed);
+            },
+            || {
+                while done.load(Relaxed) == 0 {
+                    for folio in folios {
+                        let _ = world.manager.leaves_by_walk(folio);
+                        let _ = world.manager.is_shared_by_walk(folio);
+                        unmapped += u64::from(world.manager.try_to_unmap(folio).is_ok());
+                    }
+                }
+            },
+        );
+        assert!(unmapped > 0);
+        world.audit();
+        let stores: u64 = (0..1024).map(|page| world.access(space, BASE + page, 2, 0).unwrap()).sum();
+        assert_eq!(stores, 400 * 40);
+        world.manager.destroy_space(space);
+        world.manager.destroy_object(file);
+        world.end();
+    }
+}
+
+#[test]
 fn two_spaces_that_share_folios_exit_at_once() {
     for round in 0..40 {
         let cpus = Cpus::new();

@@ -16,7 +16,7 @@ use crate::folio::{Folio, FolioFlags, Frames, Mapping, Record, Slab};
 use crate::format::LongMode;
 use crate::mapcount::{Accounting, Batch, Class, Neighbours};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, Part};
+use crate::page_table::Part;
 use crate::sync::{end_write, lock_word, try_write};
 
 /// What [`Manager::split_deferred`] did.
@@ -143,7 +143,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn split_held(&self, folio: Folio<'_>) -> Outcome {
         let Some(moves) = Moves::new(self, folio) else { return Outcome::Postponed };
         let (mut leaves, mut has_large) = (0, false);
-        let _ = self.walk_folio(folio, |_, _, part, range| {
+        let _ = self.walk_settled(folio, |_, _, part, range, _| {
             for i in range {
                 let leaf = part.held(i).expect("the walk found a leaf");
                 let first = leaf.pfn.raw() - folio.head().raw();
@@ -176,16 +176,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn split_leaves(&self, folio: Folio<'_>) -> bool {
         loop {
             let (mut any, mut done) = (false, true);
-            let _ = self.walk_folio(folio, |space, vma, part, range| {
+            let _ = self.walk_settled(folio, |_, vma, part, range, flush| {
                 if part.level() == Level::ONE {
                     return ControlFlow::Continue(());
                 }
                 any = true;
-                let mut flush = Flush::new();
                 for i in range {
-                    done = done && self.split_leaf(vma, part, i, &mut flush).is_ok();
+                    done = done && self.split_leaf(vma, part, i, flush).is_ok();
                 }
-                self.finish(space, &mut flush);
                 if done { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });
             if !any || !done {
@@ -197,19 +195,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Moves every leaf of the folio to the copy of its page. Whether nothing stood against it; else everything is as before.
     fn move_pages(&self, folio: Folio<'_>, moves: &Moves<'_, M, A>) -> bool {
         let mut leaves = 0;
-        let _ = self.walk_folio(folio, |space, _, part, range| {
-            let mut flush: Flush<super::Removed<'_>> = Flush::new();
+        let _ = self.walk_settled(folio, |_, _, part, range, flush| {
             part.freeze(range.start, range.len());
             flush.add_pages(part.page(range.start), range.len() as u64);
             leaves += range.len() as u64;
-            self.finish(space, &mut flush);
             ControlFlow::Continue(())
         });
         // Nobody reaches the folio through a leaf from here on: who has a reference has it for other reasons.
         let mut added = 0;
         let good = folio.refs() == leaves + 1 && {
             moves.copy();
-            self.walk_folio(folio, |_, vma, part, range| {
+            self.walk_settled(folio, |_, vma, part, range, _| {
                 for i in range {
                     let copy = moves.copy_of(part, i);
                     copy.get(1);
@@ -224,7 +220,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             .is_continue()
         };
         if !good {
-            let _ = self.walk_folio(folio, |_, vma, part, range| {
+            let _ = self.walk_settled(folio, |_, vma, part, range, _| {
                 for i in range.clone() {
                     if added > 0 {
                         added -= 1;
@@ -239,7 +235,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             });
             return false;
         }
-        let _ = self.walk_folio(folio, |_, vma, part, range| {
+        let _ = self.walk_settled(folio, |_, vma, part, range, _| {
             let (_, batch, _) = self.batch_at(vma, part, range.start, range.end, crate::format::Attrs::ALL);
             for i in range.clone() {
                 part.thaw_to(i, moves.copy_of(part, i).head());

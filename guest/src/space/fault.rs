@@ -492,7 +492,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         };
         let i = part.index(page);
         let unchanged = match (part.leaf(i), present) {
-            (None, None) => true,
+            // Not only without a leaf: another CPU may have frozen one.
+            (None, None) => part.is_absent(i),
             (Some(now), Some(then)) => now.pfn == then.pfn && !now.attrs.has(Attrs::WRITE),
             _ => false,
         };
@@ -508,21 +509,26 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(FaultError::Refused(refused));
         }
         let leaf = Leaf { pfn: copy.head(), attrs: vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY) };
-        let mut flush = Flush::new();
         if let Some(old) = present {
-            // Clear, flush, set: no CPU may read the old page after another has stored to the new one.
+            // Freeze, flush, replace: no CPU may read the old page after another has stored to the new one. The table is not locked over the flush:
+            // a fault that meets the frozen leaf comes again, and whoever could clear it needs the space exclusively.
+            let mut flush = Flush::new();
+            part.freeze(i, 1);
+            flush.add_pages(page, 1);
+            drop(part);
+            self.finish(space, &mut flush);
+            let part = space.table().cursor(self, page, page + 1).next().expect("the table stays with the space lock");
+            debug_assert!(part.is_frozen(i), "somebody replaced a frozen leaf");
             let first = (old.pfn.raw() - source.head().raw()) as u32;
             let old_batch = Batch { first, ..batch(vma, &part, 0, 1) };
-            let attrs = part.clear(i, 1);
-            flush.add_pages(page, 1);
             let beside = self.beside(&part, vma, source, i..i + 1);
-            flush.push(Removed { folio: source, batch: old_batch, beside, dirty: attrs.has(Attrs::DIRTY) });
-            // The table lock is held across the flush: a walker that meets the hole waits for the new leaf.
-            self.finish(space, &mut flush);
+            let attrs = part.clear(i, 1);
+            self.release(Removed { folio: source, batch: old_batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            part.install(i, 1, leaf);
         } else {
             space.rss.fetch_add(1, Relaxed);
+            part.install(i, 1, leaf);
         }
-        part.install(i, 1, leaf);
         Ok(Done(Fault { kind: FaultKind::Copy, order: source.order(), pages: 1 }))
     }
 }

@@ -24,7 +24,7 @@ pub use deferred::SplitReport;
 pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
 pub use object::ObjectId;
-pub use reverse::UnmapFailed;
+pub use reverse::{SpaceBusy, UnmapFailed};
 pub use vma::{Vma, VmaFlags};
 
 use core::fmt;

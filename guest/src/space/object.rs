@@ -232,15 +232,21 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The vmas in the list of `object`. Under its lock.
     pub(super) fn vmas_of<'s>(&'s self, object: &Object<'_>, anon: bool) -> impl Iterator<Item = Vma<'s>> {
-        let mut next = object.vmas.load(Relaxed) as u32;
-        core::iter::from_fn(move || {
-            if next == 0 {
-                return None;
-            }
-            let vma = self.vma(crate::folio::Record::from_raw(next));
-            next = (vma.links(anon).load(Relaxed) >> 32) as u32;
-            Some(vma)
-        })
+        core::iter::successors(self.first_vma(object), move |&vma| self.vma_behind(vma, anon))
+    }
+
+    /// The first in the list of `object`. Under its lock.
+    pub(super) fn first_vma(&self, object: &Object<'_>) -> Option<Vma<'_>> {
+        self.vma_numbered(object.vmas.load(Relaxed) as u32)
+    }
+
+    /// The next in the list that `vma` is in. Under the lock of the object.
+    pub(super) fn vma_behind(&self, vma: Vma<'_>, anon: bool) -> Option<Vma<'_>> {
+        self.vma_numbered((vma.links(anon).load(Relaxed) >> 32) as u32)
+    }
+
+    fn vma_numbered(&self, number: u32) -> Option<Vma<'_>> {
+        (number != 0).then(|| self.vma(crate::folio::Record::from_raw(number)))
     }
 }
 

@@ -1,62 +1,184 @@
 //! From a folio to its leaves: the vmas of its object, and in each the tables that its window touches. Steps per table, not per page.
+//!
+//! Tables stand only while the lock of their space is held, and a walk comes from the object, whose lock is taken inside that of a space: so
+//! space locks are tried. Who only looks holds them shared and all of them, with the object's, to the end: what it saw was so at one moment.
+//! Who removes leaves holds one space at a time, exclusively, and nothing else over a flush.
 
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, Range};
 
+use super::object::Object;
 use super::vma::Vma;
-use super::{Manager, Space};
+use super::{Manager, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
-use crate::sync::lock_word;
+use crate::sync::{WordGuard, end_read, end_write, lock_word, try_read, try_write};
 
-/// Leaves of the folio are left after everything was tried.
+/// Walks of [`Manager::try_to_unmap`] before it gives up: leaves may move to where a walk has been.
+const ROUNDS: usize = 3;
+
+/// The walk could not look into this space, which somebody else held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnmapFailed;
+pub struct SpaceBusy(pub SpaceId);
+
+/// Why leaves of the folio may be left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmapFailed {
+    /// Somebody held this space; what was found elsewhere is gone.
+    Busy(SpaceId),
+    /// Every space was walked, and the folio is still mapped: it was mapped again meanwhile, or another CPU has cleared leaves that it has not
+    /// subtracted yet.
+    Mapped,
+}
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
-    /// Calls `visit` for every stretch of consecutive leaves of `folio` (vma, table, indexes), until it breaks. Whether it did.
-    ///
-    /// The caller excludes changes of the vmas it reaches; here that is everybody who holds no space lock.
-    pub(super) fn walk_folio<'a>(
+    /// The object of a folio, if any vma is in its list; locked.
+    fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
+        // As in `hold_spaces`: the object may be gone and its number name another one, in which no leaf of the folio is found.
+        let _families = lock_word(&self.families);
+        let number = folio.mapping().object;
+        if !self.objects.is_in_use(&self.frames, number) {
+            return None;
+        }
+        let object = self.object(number);
+        let guard = lock_word(object.lock);
+        // With a vma in its list, which cannot leave it now, it stays.
+        (object.is_anon() == folio.is_anon() && self.first_vma(&object).is_some()).then_some((object, guard))
+    }
+
+    /// Calls `visit` for every stretch of consecutive leaves of `folio` in `vma`, until it breaks. What it puts into the token is finished without a
+    /// table lock, and before this returns. The caller holds the space.
+    fn walk_vma<'a>(
         &'a self,
         folio: Folio<'a>,
-        mut visit: impl FnMut(&Space<'_>, Vma<'a>, &Part<'a, LongMode, Self>, core::ops::Range<usize>) -> ControlFlow<()>,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        visit: &mut impl FnMut(
+            &Space<'_>,
+            Vma<'a>,
+            &Part<'a, LongMode, Self>,
+            Range<usize>,
+            &mut Flush<Removed<'a>>,
+        ) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let object = self.object(folio.mapping().object);
-        let _guard = lock_word(object.lock);
-        for vma in self.vmas_of(&object, folio.is_anon()) {
-            let window = vma.window(folio, 0..super::PAGES_END);
-            if window.is_empty() {
-                continue;
-            }
-            let space = self.space(vma.space());
-            let mut cursor = space.table().cursor(self, window.start, window.end);
-            while let Some(part) = cursor.next() {
-                let range = part.range();
-                let mut i = range.start;
-                while i < range.end {
-                    let leaf = part.held(i).filter(|leaf| {
-                        !leaf.attrs.has(Attrs::UNTRACKED) && folio.head() <= leaf.pfn && leaf.pfn < folio.end()
-                    });
-                    if leaf.is_none() {
-                        i += 1;
-                        continue;
-                    }
-                    let (_, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
-                    visit(&space, vma, &part, i..i + n)?;
-                    i += n;
+        let window = vma.window(folio, 0..super::PAGES_END);
+        if window.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let mut flush = Flush::new();
+        let mut cursor = space.table().cursor(self, window.start, window.end);
+        let mut result = ControlFlow::Continue(());
+        'parts: while let Some(part) = cursor.next() {
+            let range = part.range();
+            let mut i = range.start;
+            while i < range.end {
+                let leaf = part.held(i).filter(|leaf| {
+                    !leaf.attrs.has(Attrs::UNTRACKED) && folio.head() <= leaf.pfn && leaf.pfn < folio.end()
+                });
+                if leaf.is_none() {
+                    i += 1;
+                    continue;
                 }
+                if flush.is_full() {
+                    cursor.seek(part.page(i));
+                    drop(part);
+                    self.finish(space, &mut flush);
+                    continue 'parts;
+                }
+                let (_, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
+                result = visit(space, vma, &part, i..i + n, &mut flush);
+                if result.is_break() {
+                    break 'parts;
+                }
+                i += n;
             }
+        }
+        self.finish(space, &mut flush);
+        result
+    }
+
+    /// [`walk_vma`](Self::walk_vma) for all vmas. The caller holds all their spaces exclusively, or nobody else runs (audits).
+    pub(super) fn walk_settled<'a>(
+        &'a self,
+        folio: Folio<'a>,
+        mut visit: impl FnMut(
+            &Space<'_>,
+            Vma<'a>,
+            &Part<'a, LongMode, Self>,
+            Range<usize>,
+            &mut Flush<Removed<'a>>,
+        ) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let Some((object, guard)) = self.lock_object_of(folio) else { return ControlFlow::Continue(()) };
+        let mut next = self.first_vma(&object);
+        // The list does not change while all its spaces are held.
+        drop(guard);
+        while let Some(vma) = next {
+            self.walk_vma(folio, &self.space(vma.space()), vma, &mut visit)?;
+            next = self.vma_behind(vma, folio.is_anon());
         }
         ControlFlow::Continue(())
     }
 
-    /// How many leaves map the folio, by a walk: what a scheme without counts must do.
-    pub fn count_leaves(&self, folio: Folio<'_>) -> u64 {
+    /// Looks at every stretch of leaves of `folio`, with its owner, until `look` breaks. Whether it did.
+    fn look<'a>(
+        &'a self,
+        folio: Folio<'a>,
+        mut look: impl FnMut(SpaceId, u64) -> ControlFlow<()>,
+    ) -> Result<bool, SpaceBusy> {
+        let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(false) };
+        let mut held = 0;
+        let mut result = Ok(false);
+        for vma in self.vmas_of(&object, folio.is_anon()) {
+            let space = self.space(vma.space());
+            if !try_read(space.lock) {
+                result = Err(SpaceBusy(space.id));
+                break;
+            }
+            held += 1;
+            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, _, range, _| look(space.id, range.len() as u64));
+            if walked.is_break() {
+                result = Ok(true);
+                break;
+            }
+        }
+        // Under the object lock the list is the same as before.
+        for vma in self.vmas_of(&object, folio.is_anon()).take(held) {
+            end_read(self.space(vma.space()).lock);
+        }
+        result
+    }
+
+    /// How many leaves map the folio, by a walk: what a scheme without counts must do. Exact at one moment of the call.
+    ///
+    /// # Errors
+    /// [`SpaceBusy`]: not every space could be looked at.
+    pub fn leaves_by_walk(&self, folio: Folio<'_>) -> Result<u64, SpaceBusy> {
         let mut leaves = 0;
-        let _ = self.walk_folio(folio, |_, _, _, range| {
+        self.look(folio, |_, n| {
+            leaves += n;
+            ControlFlow::Continue(())
+        })?;
+        Ok(leaves)
+    }
+
+    /// Whether two different owners map the folio, by a walk that stops at the second.
+    ///
+    /// # Errors
+    /// [`SpaceBusy`]: fewer than two were found, and not every space could be looked at.
+    pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> Result<bool, SpaceBusy> {
+        let mut first = None;
+        self.look(folio, |owner, _| {
+            if *first.get_or_insert(owner) == owner { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+    }
+
+    /// How many leaves map the folio: for audits, while nothing else runs.
+    pub(crate) fn count_leaves(&self, folio: Folio<'_>) -> u64 {
+        let mut leaves = 0;
+        let _ = self.walk_settled(folio, |_, _, _, range, _| {
             leaves += range.len() as u64;
             ControlFlow::Continue(())
         });
@@ -66,48 +188,67 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Of those, the leaves in the tables of `owner`.
     pub(crate) fn count_leaves_of(&self, folio: Folio<'_>, owner: u32) -> u64 {
         let mut leaves = 0;
-        let _ = self.walk_folio(folio, |space, _, _, range| {
+        let _ = self.walk_settled(folio, |space, _, _, range, _| {
             leaves += if space.id.0 == owner { range.len() as u64 } else { 0 };
             ControlFlow::Continue(())
         });
         leaves
     }
 
-    /// Whether two different owners map the folio, by a walk that stops at the second.
-    pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> bool {
-        let mut first = None;
-        self.walk_folio(folio, |space, _, _, _| match first {
-            None => {
-                first = Some(space.id);
-                ControlFlow::Continue(())
-            }
-            Some(id) if id == space.id => ControlFlow::Continue(()),
-            Some(_) => ControlFlow::Break(()),
-        })
-        .is_break()
-    }
-
-    /// Removes every leaf of `folio`, table by table, and stops early when the scheme says that none is left. The contents stay with whoever holds
-    /// a reference.
+    /// Removes every leaf of `folio`, vma by vma, and stops early when the scheme says that none is left. The contents stay with whoever holds
+    /// a reference; the caller holds one, and no lock.
     ///
     /// # Errors
-    /// [`UnmapFailed`] when the scheme still counts leaves that no walk finds.
+    /// [`UnmapFailed`] when leaves may be left. What could be removed is gone all the same.
     pub fn try_to_unmap(&self, folio: Folio<'_>) -> Result<(), UnmapFailed> {
         folio.get(1);
-        let known = A::leaves(&self.counts(folio)).value();
-        let mut left = known.unwrap_or(u64::MAX);
-        let _ = self.walk_folio(folio, |space, vma, part, range| {
-            let leaves = range.len() as u64;
-            let mut flush = Flush::new();
-            // One folio in one table is one batch: the token cannot fill up.
-            let rest = self.clear_part(space, vma, part, range, &mut flush);
-            debug_assert!(rest.is_none(), "one batch fits a token");
-            self.finish(space, &mut flush);
-            left = left.saturating_sub(leaves);
-            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        let mapped = A::mapped(&self.counts(folio)).value().unwrap_or(false);
+        let mut result = Err(UnmapFailed::Mapped);
+        for _ in 0..ROUNDS {
+            let busy = self.unmap_round(folio);
+            let mapped = match A::mapped(&self.counts(folio)).value() {
+                Some(mapped) => Ok(mapped),
+                None => self.leaves_by_walk(folio).map(|leaves| leaves > 0),
+            };
+            result = match (mapped, busy) {
+                (Ok(false), _) => Ok(()),
+                (Err(SpaceBusy(space)), _) | (_, Some(space)) => Err(UnmapFailed::Busy(space)),
+                (Ok(true), None) => Err(UnmapFailed::Mapped),
+            };
+            if result != Err(UnmapFailed::Mapped) {
+                break;
+            }
+        }
         self.put(folio, 1);
-        if mapped { Err(UnmapFailed) } else { Ok(()) }
+        result
+    }
+
+    /// One walk of [`try_to_unmap`](Self::try_to_unmap); a space that was busy.
+    fn unmap_round(&self, folio: Folio<'_>) -> Option<SpaceId> {
+        let (object, mut guard) = self.lock_object_of(folio)?;
+        let mut left = A::leaves(&self.counts(folio)).value().unwrap_or(u64::MAX);
+        let mut busy = None;
+        let mut next = self.first_vma(&object);
+        while let Some(vma) = next.filter(|_| left > 0) {
+            let space = self.space(vma.space());
+            // Not waited for: its holder may wait for the object.
+            if try_write(space.lock) {
+                // While its space is held the vma stays in the list, and so the object stays.
+                drop(guard);
+                let _ = self.walk_vma(folio, &space, vma, &mut |space, vma, part, range, flush| {
+                    left = left.saturating_sub(range.len() as u64);
+                    let rest = self.clear_part(space, vma, part, range, flush);
+                    debug_assert!(rest.is_none(), "one batch fits a token");
+                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
+                guard = lock_word(object.lock);
+                next = self.vma_behind(vma, folio.is_anon());
+                end_write(space.lock);
+            } else {
+                busy = Some(space.id);
+                next = self.vma_behind(vma, folio.is_anon());
+            }
+        }
+        drop(guard);
+        busy
     }
 }
