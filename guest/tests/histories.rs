@@ -3,7 +3,7 @@
 mod replaying;
 
 use quire::addr::Order;
-use quire::mapcount::{Accounting, Everything, None, Observe, Oracle, PerPage, Total, Tuples};
+use quire::mapcount::{Accounting, Everything, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples};
 use quire::space::Policy;
 use quire_fixtures::history;
 use replaying::{Checked, machine};
@@ -70,4 +70,9 @@ fn per_page_alone() {
 #[test]
 fn tuples_alone() {
     run::<Tuples>(4000000, 20, 150);
+}
+
+#[test]
+fn mm_owner_alone() {
+    run::<MmOwner>(6000000, 20, 150);
 }

@@ -77,8 +77,7 @@ struct RunArgs {
     /// Tables of tenant VMs; none exist yet
     #[arg(long, value_enum, default_value = "none")]
     stage2: Stage2,
-    /// The mapcount scheme: total, none, per-page, tuples; or all, for checking: every scheme observes beside the oracle
-    #[arg(long, value_name = "NAME", default_value = "total")]
+    #[arg(long, value_name = "NAME", default_value = "total", help = scheme_help())]
     scheme: Scheme,
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -204,6 +203,16 @@ impl RunArgs {
             ..Config::default()
         })
     }
+}
+
+/// Help of `--scheme`, from the schemes that there are.
+fn scheme_help() -> String {
+    let names: Vec<_> = Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All).map(Scheme::name).collect();
+    format!(
+        "The mapcount scheme: {}; or {}, for checking: every scheme observes beside the oracle",
+        names.join(", "),
+        Scheme::All
+    )
 }
 
 fn run(args: &RunArgs) -> Result<ExitCode, Error> {

@@ -7,14 +7,17 @@
 //!
 //! `SCHEMES.md` beside this crate is the law of every count; doc comments cite its sections by name.
 
+mod mm_owner;
 mod none;
 mod observe;
 mod oracle;
 mod per_page;
 mod scheme;
+mod slots;
 mod total;
 mod tuples;
 
+pub use mm_owner::{MmOwner, MmOwnerCounters};
 pub use none::None;
 pub use observe::Observe;
 pub use oracle::{Evidence, Oracle, Truth};
@@ -301,6 +304,7 @@ const _: () = {
     assert!(Tuples::STATE_WORDS * 8 == 8 && Tuples::SMALL_EXTRA == 0 && Tuples::PAGE_COUNTS == 0);
     assert!(PerPage::STATE_WORDS * 8 == 16 && PerPage::SMALL_EXTRA == 0 && PerPage::PAGE_COUNTS == 1);
     assert!(Total::STATE_WORDS * 8 == 32 && Total::SMALL_EXTRA == 0 && Total::PAGE_COUNTS == 0);
+    assert!(MmOwner::STATE_WORDS * 8 == 32 && MmOwner::SMALL_EXTRA == 0 && MmOwner::PAGE_COUNTS == 0);
     assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
     assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
 };

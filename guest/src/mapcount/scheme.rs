@@ -3,10 +3,10 @@
 use core::fmt;
 use core::str::FromStr;
 
-use super::{Accounting, None, Observe, Oracle, PerPage, Total, Tuples};
+use super::{Accounting, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples};
 
 /// Every scheme at once beside the oracle, `total` answering. For checking, never for timing.
-pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<None, Oracle>>>>;
+pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Observe<None, Oracle>>>>>;
 
 /// A scheme, chosen at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub enum Scheme {
     Tuples = 3,
     /// [`Everything`].
     All = 4,
+    /// [`MmOwner`].
+    MmOwner = 5,
 }
 
 /// Something to be done under a scheme.
@@ -35,7 +37,7 @@ pub trait UnderScheme {
 
 impl Scheme {
     /// All of them.
-    pub const EACH: [Self; 5] = [Self::Total, Self::None, Self::PerPage, Self::Tuples, Self::All];
+    pub const EACH: [Self; 6] = [Self::Total, Self::None, Self::PerPage, Self::Tuples, Self::MmOwner, Self::All];
 
     /// The name on the command line.
     #[must_use]
@@ -45,6 +47,7 @@ impl Scheme {
             Self::None => None::NAME,
             Self::PerPage => PerPage::NAME,
             Self::Tuples => Tuples::NAME,
+            Self::MmOwner => MmOwner::NAME,
             Self::All => "all",
         }
     }
@@ -62,6 +65,7 @@ impl Scheme {
             Self::None => what.run::<None>(),
             Self::PerPage => what.run::<PerPage>(),
             Self::Tuples => what.run::<Tuples>(),
+            Self::MmOwner => what.run::<MmOwner>(),
             Self::All => what.run::<Everything>(),
         }
     }

@@ -6,25 +6,17 @@
 //! One locked operation per batch, whatever its length and level: taking the lock, which lives beside the owner ids; the
 //! new ids are stored with the lock released. A folio of order 0 has one count, M, and is shared when that is above 1.
 
-use core::hint::spin_loop;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
+use super::slots::{self, Known, Locked};
 use super::{
     Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
 };
 use crate::addr::Order;
 use crate::memory::Memory;
-use crate::sync::Field;
 
-// Word 0: both owner ids, the maybe-shared bit, the lock. Word 1: M, leaves of slot 0. Word 2: leaves of slot 1. Word 3: T.
-const ID0: Field<0, 31> = Field;
-const SHARED: u64 = 1 << 31;
-const ID1: Field<32, 31> = Field;
-const LOCK: u64 = 1 << 63;
-const LOW: Field<0, 32> = Field;
-const HIGH: Field<32, 32> = Field;
-const WORDS: usize = 4;
+/// Where T stands, behind the slots.
+const PAGES: usize = slots::WORDS;
 
 /// M, T and two owner slots: 32 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -51,116 +43,23 @@ impl Total {
             let leaves = u64::from(count.get());
             return TotalCounters { leaves, pages: leaves, slots: [(0, 0); 2], shared: leaves > 1 };
         }
-        let State { ids, counts, shared, leaves, pages } = snapshot(t.state);
-        TotalCounters { leaves, pages, slots: [0, 1].map(|i| (ids[i] as u32, counts[i])), shared }
+        let Known { slots, pages } = known(t);
+        TotalCounters { leaves: slots.leaves, pages, slots: slots.pairs(), shared: slots.shared }
     }
 }
 
-/// The state, taken out under the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
-    ids: [u64; 2],
-    counts: [u64; 2],
-    shared: bool,
-    leaves: u64,
-    pages: u64,
-}
-
-/// Holds the folio's lock; [`Locked::store`] writes the state back and releases it.
-struct Locked<'a> {
-    words: &'a [AtomicU64],
-    state: State,
-}
-
-impl<'a> Locked<'a> {
-    fn new(words: &'a [AtomicU64]) -> Self {
-        let words = &words[..WORDS];
-        let mut ids = words[0].fetch_or(LOCK, Acquire); // pairs with the Release in `store`
-        while ids & LOCK != 0 {
-            spin_loop();
-            ids = words[0].fetch_or(LOCK, Acquire);
-        }
-        let one = words[1].load(Relaxed);
-        let state = State {
-            ids: [ID0.of(ids), ID1.of(ids)],
-            counts: [HIGH.of(one), LOW.get(&words[2])],
-            shared: ids & SHARED != 0,
-            leaves: LOW.of(one),
-            pages: words[3].load(Relaxed),
-        };
-        Self { words, state }
-    }
-
-    fn store(self) {
-        let s = self.state;
-        self.words[1].store(LOW.bits(s.leaves) | HIGH.bits(s.counts[0]), Relaxed);
-        self.words[2].store(LOW.bits(s.counts[1]), Relaxed);
-        self.words[3].store(s.pages, Relaxed);
-        let shared = if s.shared { SHARED } else { 0 };
-        self.words[0].store(ID0.bits(s.ids[0]) | ID1.bits(s.ids[1]) | shared, Release);
-    }
-
-    fn unlock(self) {
-        let ids = self.words[0].load(Relaxed);
-        self.words[0].store(ids & !LOCK, Release);
-    }
-}
-
-/// A consistent pair of M and T, and the slots.
-fn snapshot(words: &[AtomicU64]) -> State {
-    let locked = Locked::new(words);
-    let state = locked.state;
+/// The state, read together.
+fn known<M: Memory>(t: &Target<'_, M>) -> Known {
+    let locked = Locked::new(t.state);
+    let known = Known { slots: locked.slots, pages: t.state[PAGES].load(Relaxed) };
     locked.unlock();
-    state
-}
-
-impl State {
-    fn add(&mut self, leaves: u64, pages: u64, owner: u64) {
-        self.leaves += leaves;
-        self.pages += pages;
-        self.add_to_slot(leaves, owner);
-    }
-
-    fn add_to_slot(&mut self, leaves: u64, owner: u64) {
-        if self.ids[0] == owner {
-            self.counts[0] += leaves;
-        } else if self.ids[1] == owner {
-            self.counts[1] += leaves;
-        } else if self.ids[0] == 0 {
-            (self.ids[0], self.counts[0]) = (owner, leaves);
-            // Somebody without a slot, or the other one, holds the rest.
-            self.shared |= self.leaves != leaves;
-        } else if self.ids[1] == 0 {
-            (self.ids[1], self.counts[1]) = (owner, leaves);
-            self.shared = true;
-        }
-        // Else: an owner without a slot; shared is set already.
-    }
-
-    fn sub(&mut self, leaves: u64, pages: u64, owner: u64) {
-        self.leaves -= leaves;
-        self.pages -= pages;
-        for slot in 0..2 {
-            if self.ids[slot] == owner {
-                if self.counts[slot] > leaves {
-                    self.counts[slot] -= leaves;
-                    // The owner still maps it, so who else does has not changed.
-                    return;
-                }
-                // Also when it would underflow: leaves from before the owner got its slot.
-                (self.ids[slot], self.counts[slot]) = (0, 0);
-            }
-        }
-        if self.counts[0] == self.leaves || self.counts[1] == self.leaves {
-            self.shared = false;
-        }
-    }
+    known
 }
 
 impl Accounting for Total {
     const NAME: &'static str = "total";
     const NEEDS: Needs = Needs::NOTHING;
-    const STATE_WORDS: usize = WORDS;
+    const STATE_WORDS: usize = slots::WORDS + 1;
 
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         add(t, b).map(|(delta, _)| delta)
@@ -177,42 +76,33 @@ impl Accounting for Total {
             return Delta { mapped: if before == b.pages { -1 } else { 0 }, ..Delta::default() };
         }
         let mut locked = Locked::new(t.state);
-        let huge_before = pmd_leaves(t, &locked.state);
-        locked.state.sub(u64::from(b.leaves()), u64::from(b.pages), u64::from(b.owner));
-        let state = locked.state;
+        let total = t.state[PAGES].load(Relaxed);
+        let huge_before = pmd_leaves(t, locked.slots.leaves, total);
+        locked.slots.sub(u64::from(b.leaves()), b.owner);
+        let (leaves, total) = (locked.slots.leaves, total - u64::from(b.pages));
+        t.state[PAGES].store(total, Relaxed);
         locked.store();
         let pages = t.pages();
         Delta {
-            mapped: if state.leaves == 0 { -(pages as i64) } else { 0 },
-            huge: if huge_before > 0 && pmd_leaves(t, &state) == 0 { -(pages as i64) } else { 0 },
-            maybe_partial: t.anon && 0 < state.pages && state.pages < pages,
+            mapped: if leaves == 0 { -(pages as i64) } else { 0 },
+            huge: if huge_before > 0 && pmd_leaves(t, leaves, total) == 0 { -(pages as i64) } else { 0 },
+            maybe_partial: t.anon && 0 < total && total < pages,
         }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut locked = Locked::new(t.state);
-        // T stays. The slot's count grows with M: were it left behind, its owner would never read as exclusive again.
-        locked.state.leaves += 511;
-        for slot in 0..2 {
-            if locked.state.ids[slot] == u64::from(b.owner) {
-                locked.state.counts[slot] += 511;
-            }
-        }
-        let state = locked.state;
+        // T stays.
+        locked.slots.split(b.owner);
+        let huge = pmd_leaves(t, locked.slots.leaves, t.state[PAGES].load(Relaxed));
         locked.store();
-        Delta { huge: if is_huge_folio(t) && pmd_leaves(t, &state) == 0 { -512 } else { 0 }, ..Delta::default() }
+        Delta { huge: if is_huge_folio(t) && huge == 0 { -512 } else { 0 }, ..Delta::default() }
     }
 
     fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut locked = Locked::new(t.state);
-        let huge_before = pmd_leaves(t, &locked.state);
-        locked.state.leaves -= 511;
-        for slot in 0..2 {
-            if locked.state.ids[slot] == u64::from(b.owner) {
-                // An owner whose older leaves never reached the slot keeps the one that is there now.
-                locked.state.counts[slot] = locked.state.counts[slot].saturating_sub(511).max(1);
-            }
-        }
+        let huge_before = pmd_leaves(t, locked.slots.leaves, t.state[PAGES].load(Relaxed));
+        locked.slots.collapse(b.owner);
         locked.store();
         Delta { huge: if is_huge_folio(t) && huge_before == 0 { 512 } else { 0 }, ..Delta::default() }
     }
@@ -226,36 +116,23 @@ impl Accounting for Total {
     }
 
     fn maybe_shared<M: Memory>(t: &Target<'_, M>, _owner: u32) -> Answer<bool> {
-        match t.small {
-            Some(count) => Answer::Errs(count.get() > 1),
-            None => {
-                let state = snapshot(t.state);
-                // A folio with one leaf has one owner, whatever the bit remembers.
-                Answer::Errs(state.leaves > 1 && state.shared)
-            }
-        }
+        Answer::Errs(match t.small {
+            Some(count) => count.get() > 1,
+            None => known(t).is_maybe_shared(),
+        })
     }
 
     fn may_reuse<M: Memory>(t: &Target<'_, M>, _owner: u32, refs: u64) -> Answer<bool> {
         match t.small {
             Some(count) => Answer::Exact(count.get() == 1 && refs == 1),
-            None => {
-                // A lone page of a large folio is copied, so that the folio can go.
-                let state = snapshot(t.state);
-                let alone = state.leaves == 1 || !state.shared;
-                Answer::Errs(state.pages > 1 && alone && state.leaves == refs)
-            }
+            None => Answer::Errs(known(t).may_reuse(refs)),
         }
     }
 
     fn page_count<M: Memory>(t: &Target<'_, M>, _page: u64) -> Answer<u64> {
         match t.small {
             Some(count) => Answer::Exact(u64::from(count.get())),
-            None => {
-                let pages = snapshot(t.state).pages;
-                let average = (pages + t.pages() / 2) >> t.order.get();
-                Answer::Errs(if pages == 0 { 0 } else { average.max(1) })
-            }
+            None => Answer::Errs(known(t).average(t)),
         }
     }
 
@@ -265,18 +142,18 @@ impl Accounting for Total {
 
     fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Answer::Exact(match t.small {
-            None if pmd_leaves(t, &snapshot(t.state)) > 0 => t.pages(),
-            _ => 0,
+            Some(_) => 0,
+            None => {
+                let Known { slots, pages } = known(t);
+                if pmd_leaves(t, slots.leaves, pages) > 0 { t.pages() } else { 0 }
+            }
         })
     }
 
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         match t.small {
             Some(_) => Answer::Exact(false),
-            None => {
-                let pages = snapshot(t.state).pages;
-                Answer::Errs(0 < pages && pages < t.pages())
-            }
+            None => Answer::Errs(known(t).is_partial(t)),
         }
     }
 
@@ -286,18 +163,10 @@ impl Accounting for Total {
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         if t.small.is_none() {
-            let state = snapshot(t.state);
-            ensure(state.leaves == truth.leaves, "M")?;
-            ensure(state.pages == truth.total, "T")?;
-            ensure((state.pages - state.leaves).is_multiple_of(511), "T - M")?;
-            ensure(state.ids[0] != state.ids[1] || state.ids[0] == 0, "one owner in two slots")?;
-            for (id, count) in state.ids.into_iter().zip(state.counts) {
-                ensure((id == 0) == (count == 0), "a slot without an owner, or without leaves")?;
-                let within = id == 0 || seen.leaves_of(id as u32).is_none_or(|leaves| count <= leaves);
-                ensure(within, "a slot beyond its owner's leaves")?;
-            }
-            ensure(state.shared || truth.owners <= 1, "exclusive, though two owners map it")?;
-            ensure(state.leaves > 0 || (state.ids == [0, 0] && !state.shared), "slots of an unmapped folio")?;
+            let Known { slots, pages } = known(t);
+            slots.check(truth, seen)?;
+            ensure(pages == truth.total, "T")?;
+            ensure((pages - slots.leaves).is_multiple_of(511), "T - M")?;
         }
         answers_agree::<Self, M>(t, truth, seen)
     }
@@ -311,18 +180,20 @@ fn add<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<(Delta, bool), Refused
         return Ok((Delta { mapped: i64::from(before == 0), ..Delta::default() }, before == 0));
     }
     let mut locked = Locked::new(t.state);
+    let total_before = t.state[PAGES].load(Relaxed);
     // Admitting on T leaves room for every split that may come: M never passes T.
-    if let Err(refused) = t.admit(locked.state.pages, b.pages) {
+    if let Err(refused) = t.admit(total_before, b.pages) {
         locked.unlock();
         return Err(refused);
     }
-    let before = locked.state;
-    locked.state.add(u64::from(b.leaves()), u64::from(b.pages), u64::from(b.owner));
-    let state = locked.state;
+    let before = locked.slots.leaves;
+    locked.slots.add(u64::from(b.leaves()), b.owner);
+    let (leaves, total) = (locked.slots.leaves, total_before + u64::from(b.pages));
+    t.state[PAGES].store(total, Relaxed);
     locked.store();
     let pages = t.pages() as i64;
-    let first = before.leaves == 0;
-    let first_huge = pmd_leaves(t, &before) == 0 && pmd_leaves(t, &state) > 0;
+    let first = before == 0;
+    let first_huge = pmd_leaves(t, before, total_before) == 0 && pmd_leaves(t, leaves, total) > 0;
     Ok((
         Delta { mapped: if first { pages } else { 0 }, huge: if first_huge { pages } else { 0 }, maybe_partial: false },
         first,
@@ -332,7 +203,7 @@ fn add<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<(Delta, bool), Refused
 fn leaves<M: Memory>(t: &Target<'_, M>) -> u64 {
     match t.small {
         Some(count) => u64::from(count.get()),
-        None => LOW.get(&t.state[1]),
+        None => slots::leaves(t.state),
     }
 }
 
@@ -341,6 +212,6 @@ fn is_huge_folio<M: Memory>(t: &Target<'_, M>) -> bool {
 }
 
 /// Leaves of 2 MiB on a folio of 2 MiB: (T - M) / 511. Other orders do not enter the statistic.
-fn pmd_leaves<M: Memory>(t: &Target<'_, M>, state: &State) -> u64 {
-    if is_huge_folio(t) { (state.pages - state.leaves) / 511 } else { 0 }
+fn pmd_leaves<M: Memory>(t: &Target<'_, M>, leaves: u64, pages: u64) -> u64 {
+    if is_huge_folio(t) { (pages - leaves) / 511 } else { 0 }
 }

@@ -6,13 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::{Audit, Recount};
-use quire::mapcount::{self, Accounting, Observe, Oracle, PerPage, Total, Tuples};
+use quire::mapcount::Accounting;
+pub use quire::mapcount::Everything;
 use quire::model::Machine;
 use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, SpaceId};
 use quire::trace::Prot;
-
-/// Every scheme at once, beside the oracle.
-pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<mapcount::None, Oracle>>>>;
 
 pub const R: Prot = Prot { read: true, write: false, exec: false };
 pub const RW: Prot = Prot { read: true, write: true, exec: false };
