@@ -74,7 +74,7 @@ fn bad_traces_are_code_3_with_file_and_line() {
 #[test]
 fn usage_is_code_2() {
     fails(&["frobnicate"], 2, "frobnicate");
-    fails(&["run", "--scheme", "best"], 2, "total none per-page tuples all");
+    fails(&["run", "--scheme", "best"], 2, "no such scheme; there are total");
     fails(&["run", "--max-order", "19"], 2, "0..=18");
     fails(&["run", "--mem", "lots"], 2, "a size is a number");
     fails(&["run", "--backend", "model", "--mem", "4K"], 2, "memory of 4096 bytes cannot be");
