@@ -6,7 +6,7 @@ use super::vma::Vma;
 use super::{Manager, Space};
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::Accounting;
+use crate::mapcount::{Accounting, Answer};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
 use crate::sync::lock_word;
@@ -73,6 +73,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         leaves
     }
 
+    /// Counts the regions that map the folio by a walk, and gives the number to a scheme that may have lost it. The caller excludes changes of the folio's
+    /// mappings.
+    pub fn repair(&self, folio: Folio<'_>) {
+        let (mut regions, mut last) = (0, None);
+        let _ = self.walk_folio(folio, |_, vma, _, _| {
+            // The walk goes vma by vma.
+            regions += u64::from(last.replace(vma.region()) != Some(vma.region()));
+            ControlFlow::Continue(())
+        });
+        A::repair(&self.counts(folio), regions);
+    }
+
     /// Whether two different owners map the folio, by a walk that stops at the second.
     pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> bool {
         let mut first = None;
@@ -106,7 +118,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             left = left.saturating_sub(leaves);
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let mapped = A::mapped(&self.counts(folio)).value().unwrap_or(false);
+        // An answer that may be wrong is no reason to doubt the walk, which went to the end then.
+        let mapped = A::mapped(&self.counts(folio)) == Answer::Exact(true);
         self.put(folio, 1);
         if mapped { Err(UnmapFailed) } else { Ok(()) }
     }
