@@ -240,7 +240,7 @@ impl Recount {
     }
 
     fn count_space<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, space: SpaceId, audit: &mut Audit) {
-        let mut rss = 0;
+        let (mut rss, mut is_large) = (0, false);
         let mut vmas = manager.vmas(space).peekable();
         // Leaves come table by table, a large leaf before the tables beside it: look a vma up for each that is out of order.
         let mut current = vmas.next();
@@ -250,9 +250,32 @@ impl Recount {
                 current = manager.vmas(space).find(inside);
             }
             rss += self.count_leaf(manager, space, current, place, leaf, audit);
+            is_large |= manager.folio(leaf.pfn).is_some_and(|folio| folio.order() > Order::HUGE);
         });
+        if is_large {
+            self.count_regions(manager, space);
+        }
         let has = manager.rss(space);
         audit.check(has == rss, manager.root(space), Mismatch::Rss { has, expected: rss });
+    }
+
+    /// Counts the regions of folios above order 9, of which one region may have leaves in tables of two levels, with those of another region in between.
+    fn count_regions<M: Memory + Tlb, A: Accounting>(&self, manager: &Manager<M, A>, space: SpaceId) {
+        for vma in manager.vmas(space) {
+            let seen = 1 << 63 | u64::from(vma.region());
+            manager.page_table(space).for_each_leaf_in(manager, vma.start()..vma.end(), &mut |_, leaf| {
+                if leaf.attrs.has(Attrs::UNTRACKED) {
+                    return;
+                }
+                let Some(folio) = manager.folio(leaf.pfn).filter(|folio| folio.order() > Order::HUGE) else { return };
+                let row = self.row(manager.memory(), folio.head());
+                // No table has such a number, and the next space's regions are others: tuples do not mind.
+                if row[LAST_TABLE].load(Relaxed) != seen {
+                    row[LAST_TABLE].store(seen, Relaxed);
+                    add(&row[REGIONS_OWNERS], 1 << 32);
+                }
+            });
+        }
     }
 
     /// Enters one leaf; the pages it adds to Rss.
@@ -309,7 +332,7 @@ impl Recount {
         if last & 0xffff_ffff != owner {
             add(&row[REGIONS_OWNERS], 1);
         }
-        if last >> 32 != region {
+        if last >> 32 != region && folio.order() <= Order::HUGE {
             add(&row[REGIONS_OWNERS], 1 << 32);
         }
         if last >> 32 != region || row[LAST_TABLE].load(Relaxed) != place.table.raw() {

@@ -211,6 +211,15 @@ impl<'a> Count32<'a> {
         (self.word.fetch_add(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32
     }
 
+    /// Replaces the count by what `f` makes of it; the count before.
+    pub fn update(self, f: impl Fn(u32) -> u32) -> u32 {
+        let mask = u64::from(u32::MAX) << self.shift;
+        let changed = self.word.fetch_update(Relaxed, Relaxed, |word| {
+            Some(word & !mask | u64::from(f((word >> self.shift) as u32)) << self.shift)
+        });
+        (changed.unwrap_or_else(|word| word) >> self.shift) as u32
+    }
+
     /// Subtracts `n` with one locked operation; the count before.
     ///
     /// # Panics

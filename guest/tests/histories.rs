@@ -3,7 +3,9 @@
 mod replaying;
 
 use quire::addr::Order;
-use quire::mapcount::{Accounting, Everything, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples};
+use quire::mapcount::{
+    Accounting, Everything, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples, Vmas, ZeroOneTwoMany,
+};
 use quire::space::Policy;
 use quire_fixtures::history;
 use replaying::{Checked, machine};
@@ -75,4 +77,14 @@ fn tuples_alone() {
 #[test]
 fn mm_owner_alone() {
     run::<MmOwner>(6000000, 20, 150);
+}
+
+#[test]
+fn zero_one_two_many_alone() {
+    run::<ZeroOneTwoMany>(7000000, 20, 150);
+}
+
+#[test]
+fn vmas_alone() {
+    run::<Vmas>(8000000, 20, 150);
 }

@@ -7,7 +7,8 @@ use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::{Folio, FolioFlags};
 use quire::mapcount::{
-    Accounting, Answer, Everything, MmOwner, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples,
+    Accounting, Answer, Everything, MmOwner, None, Observe, Oracle, PerPage, Refused, Target, Total, Tuples, Vmas,
+    ZeroOneTwoMany,
 };
 use quire::model::{Machine, ModelTenant};
 use quire::space::{Access, FaultError, Manager, Map, MapError, ObjectId, PAGES_END, Policy, SpaceId};
@@ -162,6 +163,37 @@ impl Shown for MmOwner {
     }
 }
 
+fn state_name(state: u32) -> &'static str {
+    ["zero", "one", "two", "many"][state as usize]
+}
+
+impl Shown for ZeroOneTwoMany {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
+        assert_eq!(state_name(Self::state(t)), rows.counters[7], "the state");
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(rows.answers[7])[0], "exclusive, zero-one-two-many");
+        assert_eq!(Self::mapped(t).value(), Some(true));
+        assert_eq!(Self::mapped_pages(t), Answer::Cannot);
+    }
+
+    fn compare_three(t: &Target<'_, &Machine>, row: &[&'static str], _name: &dyn Fn(u32) -> &'static str) {
+        let exclusive = exclusive(Self::maybe_shared(t, 1));
+        assert_eq!(format!("{}; {exclusive}", state_name(Self::state(t))), row[3], "the state; exclusive");
+    }
+}
+
+impl Shown for Vmas {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
+        assert_eq!(Self::count(t).to_string(), rows.counters[8], "V");
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(rows.answers[7])[1], "exclusive, vmas");
+        assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[1], "mapped pages, vmas as tuples");
+    }
+
+    fn compare_three(t: &Target<'_, &Machine>, row: &[&'static str], _name: &dyn Fn(u32) -> &'static str) {
+        let exclusive = exclusive(Self::maybe_shared(t, 1));
+        assert_eq!(format!("{}; {exclusive}", Self::count(t)), row[4], "V; exclusive");
+    }
+}
+
 impl Shown for Oracle {
     fn compare(_t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {}
 }
@@ -255,6 +287,8 @@ impl<A: Shown> Stage<'_, A> {
     fn split(&self, space: SpaceId) {
         self.protect_half(space, READ);
         self.protect_half(space, READ_WRITE);
+        // The cut may have been one region too many.
+        self.manager.repair(self.folio());
     }
 
     fn unmap(&self, space: SpaceId, pages: std::ops::Range<u64>) {
@@ -460,6 +494,8 @@ macro_rules! under_every_scheme {
         under!(tuples, super::Tuples, $($scenario)*);
         under!(total, super::Total, $($scenario)*);
         under!(mm_owner, super::MmOwner, $($scenario)*);
+        under!(zero_one_two_many, super::ZeroOneTwoMany, $($scenario)*);
+        under!(vmas, super::Vmas, $($scenario)*);
         under!(all_at_once, super::Everything, $($scenario)*);
     };
 }
@@ -589,6 +625,54 @@ fn s15_three_owners<A: Shown>() {
     });
 }
 
+/// *Many* stays when everybody has gone, until a walk sets it right.
+#[test]
+fn many_until_repaired() {
+    play::<ZeroOneTwoMany>(by_pages(), |stage| {
+        let file = stage.file(AT, 512, Some(ELSEWHERE));
+        let state = |stage: &Stage<'_, ZeroOneTwoMany>| {
+            stage.recount();
+            ZeroOneTwoMany::state(&stage.manager.counts(stage.folio()))
+        };
+        assert_eq!(state(stage), 2);
+        // Three regions, two of them on the two sides of a cut.
+        stage.protect_half(stage.p, READ);
+        assert_eq!(state(stage), 3);
+        stage.protect_half(stage.p, READ_WRITE);
+        assert_eq!(state(stage), 3, "two regions, and many");
+        stage.manager.repair(stage.folio());
+        assert_eq!(state(stage), 2);
+        stage.unmap(stage.p, 0..512);
+        assert_eq!(state(stage), 1);
+        stage.manager.map(stage.p, AT, 512, READ, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(stage.p, AT, false);
+        assert_eq!(state(stage), 2);
+    });
+}
+
+/// A region with leaves of one folio in tables of two levels, and another region's between: it is one region.
+#[test]
+fn regions_in_tables_of_two_levels() {
+    fn regions<A: Shown>() {
+        play::<A>(huge(), |stage| {
+            let file = stage.manager.create_object(ObjectKind::Shared, 0, 2048, Order::new(11)).expect("frames");
+            stage.manager.map(stage.p, AT, 2048, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+            for part in 0..4 {
+                stage.touch(stage.p, AT.add_pages(512 * part), false);
+            }
+            stage.find(AT);
+            stage.manager.protect(stage.p, AT.add_pages(1024), 1024, READ).expect("protected");
+            stage.manager.advise(stage.p, AT.add_pages(700), 100, Advice::DontNeed).expect("advised");
+            stage.recount();
+            let truth = stage.recount.truth(&stage.manager, stage.folio());
+            assert_eq!((truth.regions, truth.owners), (2, 1));
+        });
+    }
+    regions::<Vmas>();
+    regions::<Tuples>();
+    regions::<Everything>();
+}
+
 /// Leaves smaller than the folio: `per-page` has no count for them when they are mapped, so its folio is mapped by pages.
 #[test]
 fn huge_leaves_of_a_larger_folio() {
@@ -662,6 +746,11 @@ fn gigabyte_under_mm_owner() {
 }
 
 #[test]
+fn gigabyte_under_vmas() {
+    gigabyte::<Vmas>();
+}
+
+#[test]
 fn gigabyte_under_all() {
     gigabyte::<Everything>();
 }
@@ -684,5 +773,7 @@ fn false_exclusive() {
     assert_eq!(found::<PerPage>(), 1);
     assert_eq!(found::<Tuples>(), 0);
     assert_eq!(found::<MmOwner>(), 0);
+    assert_eq!(found::<Vmas>(), 0);
+    assert_eq!(found::<ZeroOneTwoMany>(), 0);
     assert_eq!(found::<Total>(), 0);
 }

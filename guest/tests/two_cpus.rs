@@ -13,7 +13,7 @@ use quire::addr::{ENTRIES, Level, Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::FolioFlags;
 use quire::format::{Attrs, Format, Leaf, LongMode};
-use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tuples};
+use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tuples, Vmas};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{Flush, PageTable, Part, Tables};
@@ -77,7 +77,7 @@ impl Cpus {
     }
 }
 
-type Checked = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Oracle>>>>;
+type Checked = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Observe<Vmas, Oracle>>>>>;
 
 struct World<'m, A: Accounting> {
     manager: Manager<&'m Cpus, A>,

@@ -268,7 +268,7 @@ impl Report {
         let found = audit_of(&w[word::KNOWN..]);
         let metadata = metadata_of(&w[word::METADATA..]);
         let bytes = metadata.carved_bytes + metadata.slot_bytes + metadata.folio_bytes;
-        let says_pages = config.scheme != Scheme::None;
+        let says_pages = !matches!(config.scheme, Scheme::None | Scheme::ZeroOneTwoMany);
         Self {
             quire: env!("CARGO_PKG_VERSION"),
             backend: measured.backend.to_string(),

@@ -16,6 +16,8 @@ mod scheme;
 mod slots;
 mod total;
 mod tuples;
+mod vmas;
+mod zero_one_two_many;
 
 pub use mm_owner::{MmOwner, MmOwnerCounters};
 pub use none::None;
@@ -25,6 +27,8 @@ pub use per_page::{PerPage, PerPageCounters};
 pub use scheme::{Everything, Scheme, UnderScheme, UnknownScheme};
 pub use total::{Total, TotalCounters};
 pub use tuples::Tuples;
+pub use vmas::Vmas;
+pub use zero_one_two_many::ZeroOneTwoMany;
 
 use core::fmt;
 use core::sync::atomic::AtomicU64;
@@ -80,16 +84,18 @@ impl Batch {
 pub struct Needs {
     /// How many stand in the same (region, table).
     pub tuple: bool,
+    /// How much of the folio is mapped in the same region, over all tables.
+    pub region: bool,
 }
 
 impl Needs {
     /// Nothing.
-    pub const NOTHING: Self = Self { tuple: false };
+    pub const NOTHING: Self = Self { tuple: false, region: false };
 
     /// What either wants.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {
-        Self { tuple: self.tuple || other.tuple }
+        Self { tuple: self.tuple || other.tuple, region: self.region || other.region }
     }
 }
 
@@ -98,6 +104,8 @@ impl Needs {
 pub struct Neighbours {
     /// In the same (region, table).
     pub tuple: u32,
+    /// Pages that leaves in the same region map, whatever their tables.
+    pub region: u32,
 }
 
 /// What an operation changed, as far as the scheme can tell.
@@ -258,10 +266,19 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     }
 
     /// A region was cut in two inside the folio, and the table page at the cut holds leaves of it on both sides.
-    fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
+    fn tuple_cut<M: Memory>(_t: &Target<'_, M>) {}
 
     /// Two regions became one inside the folio, and the table page at the seam holds leaves of it on both sides.
+    fn tuple_merge<M: Memory>(_t: &Target<'_, M>) {}
+
+    /// A region was cut in two inside the folio, and both halves map some of it.
+    fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
+
+    /// Two regions that both map some of the folio became one.
     fn region_merge<M: Memory>(_t: &Target<'_, M>) {}
+
+    /// A walk found that `regions` regions map the folio, while nothing changed: for schemes that lose count.
+    fn repair<M: Memory>(_t: &Target<'_, M>, _regions: u64) {}
 
     /// Q1: does any leaf map the folio?
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
@@ -305,6 +322,10 @@ const _: () = {
     assert!(PerPage::STATE_WORDS * 8 == 16 && PerPage::SMALL_EXTRA == 0 && PerPage::PAGE_COUNTS == 1);
     assert!(Total::STATE_WORDS * 8 == 32 && Total::SMALL_EXTRA == 0 && Total::PAGE_COUNTS == 0);
     assert!(MmOwner::STATE_WORDS * 8 == 32 && MmOwner::SMALL_EXTRA == 0 && MmOwner::PAGE_COUNTS == 0);
+    assert!(Vmas::STATE_WORDS * 8 == 8 && Vmas::SMALL_EXTRA == 0 && Vmas::PAGE_COUNTS == 0);
+    assert!(
+        ZeroOneTwoMany::STATE_WORDS * 8 == 8 && ZeroOneTwoMany::SMALL_EXTRA == 0 && ZeroOneTwoMany::PAGE_COUNTS == 0
+    );
     assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
     assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
 };

@@ -72,6 +72,18 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         B::moved(&Self::second(t), from, beside_from, to, beside_to);
         A::moved(&Self::first(t), from, beside_from, to, beside_to)
     }
+    fn tuple_cut<M: Memory>(t: &Target<'_, M>) {
+        A::tuple_cut(&Self::first(t));
+        B::tuple_cut(&Self::second(t));
+    }
+    fn tuple_merge<M: Memory>(t: &Target<'_, M>) {
+        A::tuple_merge(&Self::first(t));
+        B::tuple_merge(&Self::second(t));
+    }
+    fn repair<M: Memory>(t: &Target<'_, M>, regions: u64) {
+        A::repair(&Self::first(t), regions);
+        B::repair(&Self::second(t), regions);
+    }
     fn region_cut<M: Memory>(t: &Target<'_, M>) {
         A::region_cut(&Self::first(t));
         B::region_cut(&Self::second(t));

@@ -3,10 +3,13 @@
 use core::fmt;
 use core::str::FromStr;
 
-use super::{Accounting, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples};
+use super::{Accounting, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples, Vmas, ZeroOneTwoMany};
 
 /// Every scheme at once beside the oracle, `total` answering. For checking, never for timing.
-pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Observe<None, Oracle>>>>>;
+pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Regions>>>>;
+
+/// The schemes that count regions, and the two that count nothing and everything.
+type Regions = Observe<ZeroOneTwoMany, Observe<Vmas, Observe<None, Oracle>>>;
 
 /// A scheme, chosen at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -25,6 +28,10 @@ pub enum Scheme {
     All = 4,
     /// [`MmOwner`].
     MmOwner = 5,
+    /// [`ZeroOneTwoMany`].
+    ZeroOneTwoMany = 6,
+    /// [`Vmas`].
+    Vmas = 7,
 }
 
 /// Something to be done under a scheme.
@@ -37,7 +44,16 @@ pub trait UnderScheme {
 
 impl Scheme {
     /// All of them.
-    pub const EACH: [Self; 6] = [Self::Total, Self::None, Self::PerPage, Self::Tuples, Self::MmOwner, Self::All];
+    pub const EACH: [Self; 8] = [
+        Self::Total,
+        Self::None,
+        Self::PerPage,
+        Self::Tuples,
+        Self::MmOwner,
+        Self::ZeroOneTwoMany,
+        Self::Vmas,
+        Self::All,
+    ];
 
     /// The name on the command line.
     #[must_use]
@@ -48,6 +64,8 @@ impl Scheme {
             Self::PerPage => PerPage::NAME,
             Self::Tuples => Tuples::NAME,
             Self::MmOwner => MmOwner::NAME,
+            Self::ZeroOneTwoMany => ZeroOneTwoMany::NAME,
+            Self::Vmas => Vmas::NAME,
             Self::All => "all",
         }
     }
@@ -66,6 +84,8 @@ impl Scheme {
             Self::PerPage => what.run::<PerPage>(),
             Self::Tuples => what.run::<Tuples>(),
             Self::MmOwner => what.run::<MmOwner>(),
+            Self::ZeroOneTwoMany => what.run::<ZeroOneTwoMany>(),
+            Self::Vmas => what.run::<Vmas>(),
             Self::All => what.run::<Everything>(),
         }
     }

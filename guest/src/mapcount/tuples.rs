@@ -27,7 +27,7 @@ impl Tuples {
 
 impl Accounting for Tuples {
     const NAME: &'static str = "tuples";
-    const NEEDS: Needs = Needs { tuple: true };
+    const NEEDS: Needs = Needs { tuple: true, region: false };
     const STATE_WORDS: usize = 1;
 
     fn add<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
@@ -80,11 +80,11 @@ impl Accounting for Tuples {
         Delta::default()
     }
 
-    fn region_cut<M: Memory>(t: &Target<'_, M>) {
+    fn tuple_cut<M: Memory>(t: &Target<'_, M>) {
         count(t).add(1);
     }
 
-    fn region_merge<M: Memory>(t: &Target<'_, M>) {
+    fn tuple_merge<M: Memory>(t: &Target<'_, M>) {
         count(t).sub(1);
     }
 

@@ -225,7 +225,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
 }
 
 /// The leaf that `raw` is, or was before it was frozen.
-fn held<F: Format>(raw: u64, level: Level) -> Option<Leaf> {
+pub(super) fn held<F: Format>(raw: u64, level: Level) -> Option<Leaf> {
     match F::decode(F::thaw(raw).unwrap_or(raw), level) {
         Entry::Leaf(leaf) => Some(leaf),
         _ => None,

@@ -23,6 +23,7 @@ pub use cursor::{Cursor, OpenError, Part};
 pub use flush::{FLUSH_CAPACITY, Flush};
 
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -116,7 +117,36 @@ impl<F: Format> PageTable<F> {
     /// Visits every leaf below page `end`, all leaves of a table before the tables below it, in address order within a table.
     /// A snapshot: for audits of tables that do not change meanwhile.
     pub fn for_each_leaf<T: Tables>(self, tables: &T, end: u64, visit: &mut impl FnMut(Place, Leaf)) {
-        leaves_below::<F, T>(tables, self.root, F::ROOT, 0, end, visit);
+        self.for_each_leaf_in(tables, 0..end, visit);
+    }
+
+    /// As [`for_each_leaf`](Self::for_each_leaf), of the leaves that touch pages `range`.
+    pub fn for_each_leaf_in<T: Tables>(self, tables: &T, range: Range<u64>, visit: &mut impl FnMut(Place, Leaf)) {
+        leaves_below::<F, T>(tables, self.root, F::ROOT, 0, &range, visit);
+    }
+
+    /// How many of the pages `range` are mapped by leaves, frozen or not, to frames of `frames`. Takes no lock: the caller excludes changes of these
+    /// leaves, and of the tables on the way.
+    pub fn count_pages_of<T: Tables>(self, tables: &T, range: Range<u64>, frames: Range<Pfn>) -> u64 {
+        let mut pages = 0;
+        let mut at = range.start;
+        while at < range.end {
+            let (Place { mut page, table, level }, _) = self.deepest(tables, at);
+            let end = range.end.min((at & !(level.table_pages() - 1)) + level.table_pages());
+            while page < end {
+                let raw = tables.entries(table)[level.index(page)].load(Relaxed);
+                if let Entry::Table(_) = F::decode(raw, level) {
+                    break;
+                }
+                let next = page + level.entry_pages();
+                if cursor::held::<F>(raw, level).is_some_and(|leaf| frames.contains(&leaf.pfn)) {
+                    pages += next.min(range.end) - page.max(range.start);
+                }
+                page = next;
+            }
+            at = page.max(at);
+        }
+        pages
     }
 
     /// Number of table pages below page `end`, the root included.
@@ -136,14 +166,17 @@ fn leaves_below<F: Format, T: Tables>(
     table: Pfn,
     level: Level,
     base: u64,
-    end: u64,
+    range: &Range<u64>,
     visit: &mut impl FnMut(Place, Leaf),
 ) {
     let mut has_tables = false;
     for (i, word) in tables.entries(table).iter().enumerate() {
         let page = base + i as u64 * level.entry_pages();
-        if page >= end {
+        if page >= range.end {
             break;
+        }
+        if page + level.entry_pages() <= range.start {
+            continue;
         }
         match F::decode(word.load(Relaxed), level) {
             Entry::Absent => {}
@@ -154,11 +187,14 @@ fn leaves_below<F: Format, T: Tables>(
     let Some(below) = level.below().filter(|_| has_tables) else { return };
     for (i, word) in tables.entries(table).iter().enumerate() {
         let page = base + i as u64 * level.entry_pages();
-        if page >= end {
+        if page >= range.end {
             break;
         }
+        if page + level.entry_pages() <= range.start {
+            continue;
+        }
         if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
-            leaves_below::<F, T>(tables, next, below, page, end, visit);
+            leaves_below::<F, T>(tables, next, below, page, range, visit);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Place};
-use crate::sync::{read_lock, write_lock};
+use crate::sync::{lock_word, read_lock, write_lock};
 use crate::trace::stack_grows;
 
 /// What the tenant tried.
@@ -154,6 +154,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(FaultError::Forbidden);
         }
         let write = access == Access::Write;
+        // Whether a leaf is its region's first or last shows in all tables that the region's window touches. Under this lock nobody
+        // else changes any of them: who is no fault holds the space lock exclusively.
+        let _region = A::NEEDS.region.then(|| lock_word(vma.region_lock()));
         let (place, entry) = space.table().deepest(self, page);
         match entry {
             Entry::Leaf(leaf) if write && !leaf.attrs.has(Attrs::WRITE) => self.fault_write(space, vma, page),

@@ -168,6 +168,8 @@ pub struct Manager<M, A> {
     deferred: deferred::DeferredQueue,
     /// Anonymous objects go under it, so that who holds it may look at one that might go.
     families: AtomicU64,
+    /// The largest order of a folio that there ever was, for schemes that count regions.
+    largest: AtomicU64,
     scheme: PhantomData<A>,
 }
 
@@ -207,6 +209,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             statistics: Statistics::default(),
             deferred: deferred::DeferredQueue::default(),
             families: AtomicU64::new(0),
+            largest: AtomicU64::new(0),
             scheme: PhantomData,
         })
     }
@@ -378,6 +381,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.frames.free(run.pfn, order, run.zeroed);
             return None;
         };
+        if A::NEEDS.region {
+            self.largest.fetch_max(u64::from(order.get()), Relaxed);
+        }
         if clear {
             let counter = if run.zeroed {
                 &self.statistics.known_zero
@@ -423,8 +429,36 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.statistics.huge_mapped.add(delta.huge);
     }
 
-    /// The leaves of `folio` in the table of `part` and in `vma`, but for the entries `batch` themselves, if the scheme wants to know. `batch` holds indexes.
+    /// What else `vma` maps of `folio` than the entries `batch` themselves, which are indexes, as far as the scheme wants to know.
     fn beside(
+        &self,
+        part: &Part<'_, LongMode, Self>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        batch: Range<usize>,
+    ) -> Neighbours {
+        let region = if A::NEEDS.region {
+            let window = vma.window(folio, 0..PAGES_END);
+            let (start, end) = (part.page(batch.start), part.page(batch.end));
+            // Nothing to count where the batch is all that this vma can hold of the folio.
+            let before = window.start..start.min(window.end);
+            let after = end.max(window.start)..window.end;
+            self.pages_of(vma, folio, before) + self.pages_of(vma, folio, after)
+        } else {
+            0
+        };
+        Neighbours { region, ..self.beside_in_table(part, vma, folio, batch) }
+    }
+
+    /// How many of the pages `range` of `vma` map `folio`, in whatever tables. No lock but those that keep the leaves of this vma as they are: the space
+    /// lock, or shared and with the vma's region lock.
+    fn pages_of(&self, vma: Vma<'_>, folio: Folio<'_>, range: Range<u64>) -> u32 {
+        let table = self.space(vma.space()).table();
+        table.count_pages_of(self, range, folio.head()..folio.end()) as u32
+    }
+
+    /// [`beside`](Self::beside), but only in the table of `part`.
+    fn beside_in_table(
         &self,
         part: &Part<'_, LongMode, Self>,
         vma: Vma<'_>,
@@ -447,7 +481,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             part.count_leaves_of(window.start..batch.start.clamp(window.start, window.end), folio.head(), folio.end());
         let after =
             part.count_leaves_of(batch.end.clamp(window.start, window.end)..window.end, folio.head(), folio.end());
-        Neighbours { tuple: before + after }
+        Neighbours { tuple: before + after, ..Neighbours::default() }
     }
 
     /// Finishes a flush: what the entries led to is released behind it.

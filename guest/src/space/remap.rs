@@ -225,7 +225,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         j: usize,
     ) -> usize {
         let (folio, batch, n) = self.batch_at(vma, part, range.start, range.end, Attrs::ACCESSED_DIRTY);
-        if A::NEEDS.tuple {
+        if A::NEEDS.tuple || A::NEEDS.region {
             let new = Batch { region: target.region(), table: to.table(), ..batch };
             let here = self.beside(part, vma, folio, range.start..range.start + n);
             let there = self.beside(to, target, folio, j..j + n);

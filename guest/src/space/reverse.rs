@@ -11,7 +11,7 @@ use super::vma::Vma;
 use super::{Manager, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::Accounting;
+use crate::mapcount::{Accounting, Answer};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
 use crate::sync::{WordGuard, end_read, end_write, lock_word, try_read, try_write};
@@ -195,6 +195,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         leaves
     }
 
+    /// Counts the regions that map the folio by a walk, and gives the number to a scheme that may have lost it. The caller excludes changes of the folio's
+    /// mappings.
+    pub fn repair(&self, folio: Folio<'_>) {
+        let (mut regions, mut last) = (0, None);
+        let _ = self.walk_settled(folio, |_, vma, _, _, _| {
+            // The walk goes vma by vma.
+            regions += u64::from(last.replace(vma.region()) != Some(vma.region()));
+            ControlFlow::Continue(())
+        });
+        A::repair(&self.counts(folio), regions);
+    }
+
     /// Removes every leaf of `folio`, vma by vma, and stops early when the scheme says that none is left. The contents stay with whoever holds
     /// a reference; the caller holds one, and no lock.
     ///
@@ -205,9 +217,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut result = Err(UnmapFailed::Mapped);
         for _ in 0..ROUNDS {
             let busy = self.unmap_round(folio);
-            let mapped = match A::mapped(&self.counts(folio)).value() {
-                Some(mapped) => Ok(mapped),
-                None => self.leaves_by_walk(folio).map(|leaves| leaves > 0),
+            // An answer that may be wrong says no more than none.
+            let mapped = match A::mapped(&self.counts(folio)) {
+                Answer::Exact(mapped) => Ok(mapped),
+                _ => self.leaves_by_walk(folio).map(|leaves| leaves > 0),
             };
             result = match (mapped, busy) {
                 (Ok(false), _) => Ok(()),

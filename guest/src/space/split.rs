@@ -33,7 +33,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             debug_assert!(!last, "the leaf holds a reference");
             return Err(error);
         }
-        let beside = self.beside(part, vma, folio, i..i + 1);
+        let beside = self.beside_in_table(part, vma, folio, i..i + 1);
         let delta = A::split(&self.counts(folio), &batch, beside);
         self.note(folio, delta);
         self.statistics.splits.fetch_add(1, Relaxed);
@@ -73,7 +73,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut cursor = space.table().cursor(self, first, first + level.entry_pages());
         let part = cursor.next().expect("the leaf is there");
         let i = part.index(first);
-        let beside = self.beside(&part, vma, folio, i..i + 1);
+        let beside = self.beside_in_table(&part, vma, folio, i..i + 1);
         drop(part);
         // Flush first: until then an MMU may still reach the folio through the old table.
         self.finish(&space, &mut flush);
@@ -99,7 +99,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.vmas.free(&self.frames, upper.record);
             return Err(MapError::OutOfFrames);
         }
-        self.for_straddling(space, vma, page, A::region_cut);
+        self.for_straddling(space, vma, page, A::tuple_cut);
+        self.for_divided(space, vma, page, A::region_cut);
         upper.copy_from(vma);
         upper.set_range(page..vma.end());
         upper.set_offset(vma.index(page));
@@ -155,7 +156,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.unlink_vma_all(above);
         below.set_range(below.start()..above.end());
         self.vmas.free(&self.frames, above.record);
-        self.for_straddling(space, below, seam, A::region_merge);
+        self.for_straddling(space, below, seam, A::tuple_merge);
+        self.for_divided(space, below, seam, A::region_merge);
     }
 
     /// Calls `tell` for every folio that `vma` maps on both sides of `page` within one table page: once per such table.
@@ -201,6 +203,33 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     }
                 }
                 at += step;
+            }
+        }
+    }
+
+    /// Calls `tell` for every folio that `vma` maps on both sides of `page`, in whatever tables: once. The space lock is held exclusively, so the leaves stay.
+    fn for_divided(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, tell: impl Fn(&crate::mapcount::Target<'_, M>)) {
+        if !A::NEEDS.region {
+            return;
+        }
+        // No folio reaches further down than the largest there ever was.
+        let reach = 1 << self.largest.load(Relaxed);
+        let mut cursor = space.table().cursor(self, vma.start().max(page.saturating_sub(reach)), page);
+        while let Some(part) = cursor.next() {
+            let range = part.range();
+            let mut i = range.start;
+            while i < range.end {
+                if part.held(i).is_none_or(|leaf| leaf.attrs.has(Attrs::UNTRACKED)) {
+                    i += 1;
+                    continue;
+                }
+                let (folio, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
+                let window = vma.window(folio, 0..super::PAGES_END);
+                let is_first = || self.pages_of(vma, folio, window.start..part.page(i)) == 0;
+                if window.end > page && is_first() && self.pages_of(vma, folio, page..window.end) > 0 {
+                    tell(&self.counts(folio));
+                }
+                i += n;
             }
         }
     }

@@ -167,6 +167,10 @@ impl<'a> Vma<'a> {
     pub(super) fn family_lock(&self) -> &'a AtomicU64 {
         &self.words[9]
     }
+    /// Serialises faults in one vma, for schemes that count regions.
+    pub(super) fn region_lock(&self) -> &'a AtomicU64 {
+        &self.words[10]
+    }
     /// The first frame of a device window.
     pub(super) fn device(&self) -> Pfn {
         Pfn::new(self.words[6].load(Relaxed))
