@@ -81,8 +81,6 @@ pub struct Machine {
     memory: EmulatedMemory,
     tlb: RefCell<BTreeMap<(Pfn, u64), Cached>>,
     flushes: Cell<u64>,
-    /// Memory references of the last walk.
-    references: Cell<u64>,
 }
 
 impl fmt::Debug for Machine {
@@ -105,12 +103,7 @@ impl Machine {
     /// A machine with `frames` frames.
     #[must_use]
     pub fn new(frames: u64) -> Self {
-        Self {
-            memory: EmulatedMemory::new(frames),
-            tlb: RefCell::default(),
-            flushes: Cell::new(0),
-            references: Cell::new(0),
-        }
+        Self { memory: EmulatedMemory::new(frames), tlb: RefCell::default(), flushes: Cell::new(0) }
     }
 
     /// All frames.
@@ -210,7 +203,6 @@ impl Machine {
             let word = &self.memory.frame(table).0[(at.raw() >> shift) as usize & 511];
             let raw = word.load(Relaxed);
             let leaf = shift == 12 || raw & PS != 0;
-            self.references.set(self.references.get() + 1);
             word.fetch_or(if leaf && access == Access::Write { A | D } else { A }, Relaxed);
             if leaf {
                 break;
