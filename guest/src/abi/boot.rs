@@ -39,8 +39,6 @@ pub const SAMPLES_CAPACITY: usize = 14;
 pub const FLAGS: usize = 15;
 /// Operations between two audits; 0 for none.
 pub const AUDIT_INTERVAL: usize = 16;
-/// Largest folio order the manager may allocate.
-pub const MAX_ORDER: usize = 17;
 /// Seed of whatever is random.
 pub const SEED: usize = 18;
 /// First of [`OPTIONS_COUNT`] words that the manager gives a meaning.
@@ -90,7 +88,6 @@ impl BootInfo {
         words[MAGIC] = abi::MAGIC;
         words[VERSION] = abi::VERSION;
         words[RING] = ring::AUTO;
-        words[MAX_ORDER] = 9;
         Self(words)
     }
 

@@ -24,7 +24,6 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
     words[boot::SCHEME] = config.scheme as u64;
     words[boot::SEED] = workload.seed;
     words[boot::AUDIT_INTERVAL] = config.interval(workload);
-    words[boot::MAX_ORDER] = u64::from(config.orders.ilog2());
     words[ORDERS] = u64::from(config.orders);
     words[MAX_LEAF] = u64::from(config.max_leaf.get());
     words[FLOOR_PAGES] = config.floor;
