@@ -147,6 +147,8 @@ impl Order {
     pub const BASE: Self = Self(0);
     /// What a leaf of level 2 maps: 2 MiB.
     pub const HUGE: Self = Self(9);
+    /// 1 GiB.
+    pub const GIGANTIC: Self = Self(18);
     /// What a leaf of level 3 maps: 1 GiB. The largest folio.
     pub const MAX: Self = Self(18);
 

@@ -17,11 +17,9 @@ use crate::space::{Manager, PAGES_END, SpaceId, VmaFlags};
 
 /// Words of a row.
 const ROW: usize = 8;
-// A row holds, for its frame: the leaves over it; and, where a folio starts, what was seen of the folio.
+// A row holds, for its frame: the leaves over it; and, where a folio starts, what was seen of the folio: its leaves of each size, and so on.
 const COVER: usize = 0;
-const LEAVES: usize = 1;
-const TOTAL: usize = 2;
-const ENTIRE: usize = 3;
+const LEVELS: usize = 1;
 const TUPLES: usize = 4;
 const REGIONS_OWNERS: usize = 5;
 const LAST_TABLE: usize = 6;
@@ -158,6 +156,9 @@ struct Seen<'a, M, A> {
 impl<M: Memory + Tlb, A: Accounting> Evidence for Seen<'_, M, A> {
     fn cover(&self, page: u64) -> u64 {
         self.recount.cover(self.manager, self.folio, page)
+    }
+    fn whole_regions(&self) -> Option<u64> {
+        self.recount.exhaustive.then(|| self.manager.count_whole_regions(self.folio))
     }
     fn leaves_of(&self, owner: u32) -> Option<u64> {
         self.recount.exhaustive.then(|| self.manager.count_leaves_of(self.folio, owner))
@@ -317,11 +318,7 @@ impl Recount {
 
         let memory = manager.memory();
         let row = self.row(memory, folio.head());
-        add(&row[LEAVES], 1);
-        add(&row[TOTAL], pages);
-        if place.level.leaf_order() == folio.order() && place.level > Level::ONE {
-            add(&row[ENTIRE], 1);
-        }
+        add(&row[LEVELS + (place.level.get() - Level::ONE.get()) as usize], 1);
         for i in 0..pages {
             add(&self.row(memory, leaf.pfn.add(i))[COVER], 1);
         }
@@ -349,10 +346,17 @@ impl Recount {
         let row = self.row(memory, folio.head());
         let distinct = (0..folio.pages()).filter(|&i| self.cover(manager, folio, i) > 0).count() as u64;
         let regions_owners = row[REGIONS_OWNERS].load(Relaxed);
+        let levels = [0, 1, 2].map(|level| row[LEVELS + level].load(Relaxed));
         Truth {
-            leaves: row[LEAVES].load(Relaxed),
-            total: row[TOTAL].load(Relaxed),
-            entire: row[ENTIRE].load(Relaxed),
+            leaves: levels.iter().sum(),
+            total: levels[0] + levels[1] * Order::HUGE.pages() + levels[2] * Order::GIGANTIC.pages(),
+            entire: match folio.order() {
+                Order::HUGE => levels[1],
+                Order::GIGANTIC => levels[2],
+                _ => 0,
+            },
+            levels,
+            owner: row[LAST_REGION_OWNER].load(Relaxed) as u32,
             distinct,
             tuples: row[TUPLES].load(Relaxed),
             regions: regions_owners >> 32,
@@ -398,7 +402,7 @@ impl Recount {
         *(if folio.is_anon() { &mut said.anon } else { &mut said.file }) += pages as i64;
         said.huge += A::huge_pages(&target).value().unwrap_or(0) as i64;
         audit.shared += u64::from(truth.owners > 1);
-        match A::maybe_shared(&target, 0).value() {
+        match A::maybe_shared(&target, truth.owner).value() {
             Some(said) => {
                 audit.said_shared += u64::from(said);
                 audit.false_exclusive += u64::from(!said && truth.owners > 1);

@@ -4,7 +4,8 @@ mod replaying;
 
 use quire::addr::Order;
 use quire::mapcount::{
-    Accounting, Everything, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples, Vmas, ZeroOneTwoMany,
+    Accounting, Everything, FullPartial, MmOwner, None, Observe, Oracle, PerLevel, PerPage, RmapIds, Total, Tuples,
+    Vmas, ZeroOneTwoMany,
 };
 use quire::space::Policy;
 use quire_fixtures::history;
@@ -87,4 +88,19 @@ fn zero_one_two_many_alone() {
 #[test]
 fn vmas_alone() {
     run::<Vmas>(8000000, 20, 150);
+}
+
+#[test]
+fn full_partial_alone() {
+    run::<FullPartial>(9000000, 20, 150);
+}
+
+#[test]
+fn rmap_ids_alone() {
+    run::<RmapIds>(10000000, 20, 150);
+}
+
+#[test]
+fn per_level_alone() {
+    run::<PerLevel>(11000000, 20, 150);
 }

@@ -7,27 +7,45 @@
 //!
 //! `SCHEMES.md` beside this crate is the law of every count; doc comments cite its sections by name.
 
+mod batch;
+mod first_last;
+mod full_partial;
+mod large;
 mod mm_owner;
 mod none;
 mod observe;
 mod oracle;
+mod owned;
+mod per_level;
 mod per_page;
+mod query;
+mod rmap_ids;
 mod scheme;
+mod sizes;
 mod slots;
 mod total;
 mod tuples;
 mod vmas;
 mod zero_one_two_many;
 
+pub use batch::{Batch, COUNT_LIMIT, Class, Delta, Needs, Neighbours, Refused, Sides};
+pub use first_last::{FirstLast, Unit};
+pub use full_partial::{FullPartial, FullPartialCounters};
+pub use large::Large;
 pub use mm_owner::{MmOwner, MmOwnerCounters};
 pub use none::None;
 pub use observe::Observe;
 pub use oracle::{Evidence, Oracle, Truth};
+pub use owned::{Extent, Owned, OwnedCounters};
+pub use per_level::{Levels, PerLevel, PerLevelCounters};
 pub use per_page::{PerPage, PerPageCounters};
+pub use query::{Answer, Answers, ByLevel, Countdown, FolioAnswers, PageAnswers, Share};
+pub use rmap_ids::{RmapIds, RmapIdsCounters, SubIds};
 pub use scheme::{Everything, Scheme, UnderScheme, UnknownScheme};
-pub use total::{Total, TotalCounters};
-pub use tuples::Tuples;
-pub use vmas::Vmas;
+pub use sizes::Sizes;
+pub use total::{Total, TotalCounters, TotalMapped};
+pub use tuples::{Tuple, Tuples};
+pub use vmas::{Region, Vmas};
 pub use zero_one_two_many::ZeroOneTwoMany;
 
 use core::fmt;
@@ -37,131 +55,7 @@ use crate::addr::{Order, Pfn};
 use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
 use crate::memory::Memory;
 use crate::sync::Count32;
-
-/// The default limit of a folio's counts: far enough below 2^31 that no batch in flight can reach it (SCHEMES.md, overflow).
-pub const COUNT_LIMIT: u64 = 1 << 30;
-
-/// At which level a leaf reaches the folio, relative to the manager that holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// A stage-1 leaf of a tenant process.
-    Process,
-    /// A stage-2 leaf of a tenant VM.
-    Vm,
-    /// A leaf composed for a tenant's own tenant.
-    Nested,
-}
-
-/// Leaves of one folio, consecutive in input and in the folio, in one table page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// The level they stand at.
-    pub class: Class,
-    /// The first page of the folio that they map.
-    pub first: u32,
-    /// Base pages that they map.
-    pub pages: u32,
-    /// Order of each leaf: 0, 9 or 18.
-    pub leaf: Order,
-    /// The vma or memslot they belong to.
-    pub region: u32,
-    /// The table page they stand in.
-    pub table: Pfn,
-    /// The trust domain that owns the tables.
-    pub owner: u32,
-}
-
-impl Batch {
-    /// Leaves in the batch.
-    #[must_use]
-    pub fn leaves(&self) -> u32 {
-        self.pages >> self.leaf.get()
-    }
-}
-
-/// What a scheme wants to know about the leaves of the folio beside the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// How many stand in the same (region, table).
-    pub tuple: bool,
-    /// How much of the folio is mapped in the same region, over all tables.
-    pub region: bool,
-}
-
-impl Needs {
-    /// Nothing.
-    pub const NOTHING: Self = Self { tuple: false, region: false };
-
-    /// What either wants.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self { tuple: self.tuple || other.tuple, region: self.region || other.region }
-    }
-}
-
-/// What the caller found, if the scheme [needs](Needs) it: leaves of the folio beside the batch, before an add and after a sub.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Neighbours {
-    /// In the same (region, table).
-    pub tuple: u32,
-    /// Pages that leaves in the same region map, whatever their tables.
-    pub region: u32,
-}
-
-/// What an operation changed, as far as the scheme can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Delta {
-    /// Pages by which the "mapped" statistic (AnonPages, Mapped) changes.
-    pub mapped: i64,
-    /// Pages by which the "mapped by huge leaves" statistic (AnonHugePages) changes.
-    pub huge: i64,
-    /// An anonymous folio looks partly mapped now: a candidate for the deferred-split queue.
-    pub maybe_partial: bool,
-}
-
-/// Why a mapping was refused. Splits and removals are never refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// A count would pass its limit.
-    Overflow,
-    /// The scheme has no representation for leaves of this order on a folio of this order.
-    Shape,
-    /// The scheme's state has no room for leaves of this class.
-    Class,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Overflow => "too many mappings of one folio",
-            Self::Shape => "the scheme cannot count such leaves on such a folio",
-            Self::Class => "the scheme keeps no counts of this class",
-        })
-    }
-}
-
-/// How a scheme answers a question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer<T> {
-    /// This is so.
-    Exact(T),
-    /// This may be wrong, to the side that the scheme's documentation names.
-    Errs(T),
-    /// Only a walk over the folio's mappings can tell.
-    Walk,
-    /// The state does not say.
-    Cannot,
-}
-
-impl<T> Answer<T> {
-    /// The answer, however sure.
-    pub fn value(self) -> Option<T> {
-        match self {
-            Self::Exact(value) | Self::Errs(value) => Some(value),
-            Self::Walk | Self::Cannot => Option::None,
-        }
-    }
-}
+use query::{Asked, answers_agree, ensure};
 
 /// A folio as a scheme sees it: its state and nothing of the rest.
 #[derive(Debug)]
@@ -216,6 +110,8 @@ impl<'a, M: Memory> Target<'a, M> {
 ///
 /// Count changes of one folio are serialised by the scheme itself, with as few locked operations as its state allows. The caller holds the lock
 /// of the table page, has taken the references before `add` and drops them after `sub`.
+///
+/// Most schemes differ only in large folios and implement [`Large`].
 pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// The scheme's name on the command line.
     const NAME: &'static str;
@@ -225,8 +121,6 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     const STATE_WORDS: usize;
     /// Further words in a small folio's descriptor, behind the one 32-bit count that every scheme has there.
     const SMALL_EXTRA: usize = 0;
-    /// Whether "exclusive" is never wrong.
-    const SOUND: bool = true;
     /// 32-bit counts it keeps for every frame: 0 for all schemes of constant size.
     const PAGE_COUNTS: usize = 0;
 
@@ -272,15 +166,19 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn tuple_merge<M: Memory>(_t: &Target<'_, M>) {}
 
     /// A region was cut in two inside the folio, and both halves map some of it.
-    fn region_cut<M: Memory>(_t: &Target<'_, M>) {}
+    fn region_cut<M: Memory>(_t: &Target<'_, M>, _sides: Sides) {}
 
     /// Two regions that both map some of the folio became one.
-    fn region_merge<M: Memory>(_t: &Target<'_, M>) {}
+    fn region_merge<M: Memory>(_t: &Target<'_, M>, _sides: Sides) {}
 
     /// A walk found that `regions` regions map the folio, while nothing changed: for schemes that lose count.
     fn repair<M: Memory>(_t: &Target<'_, M>, _regions: u64) {}
 
-    /// Q1: does any leaf map the folio?
+    /// `owner` maps the folio, and `leaves` can count its leaves, in all of its tables or in some: for schemes that lose sight of owners. They call it when it can
+    /// teach them something, with the folio's counts standing still. It takes no lock, and never counts what is not there.
+    fn relearn<M: Memory>(_t: &Target<'_, M>, _owner: u32, _leaves: impl FnOnce() -> u64) {}
+
+    /// Q1: does any leaf map the folio? Errs to yes.
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
     /// Q2: does exactly one leaf?
     fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
@@ -288,16 +186,24 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool>;
     /// Q4: may a write fault of its only owner, who has lost the exclusive bit, reuse the folio? `refs` is its reference count. Errs to no.
     fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool>;
-    /// Q5: how many leaves map page `page` (kpagecount)?
+    /// Q5: how many leaves map page `page` (kpagecount)? Their largest over the pages of a range is numa_maps' mapmax (Q7).
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64>;
+    /// Q8, Q11: is page `page`, which `owner` maps, mapped by this one leaf only (pagemap's exclusive bit; Private_* of smaps and Uss)?
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, owner: u32) -> Answer<bool>;
+    /// Q10: what a leaf over page `page` is charged in Pss.
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share>;
     /// Q12: how many pages of it are mapped (AnonPages, Mapped)? Errs to more.
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
     /// Q13: how many pages of it count as mapped by 2 MiB leaves (AnonHugePages, FilePmdMapped)?
     fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
     /// Q14: is it partly mapped? Errs to no.
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
-    /// Q15: after how many leaves may an rmap walk stop?
+    /// Q16: how many references are leaves'? What is beyond is somebody else's.
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64>;
+    /// Q15: after how much may an rmap walk stop?
+    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown>;
+    /// Q17: how many leaves of each size map it?
+    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel>;
 
     /// Compares the scheme's state and answers with what a recount found; what is wrong, by name.
     ///
@@ -309,26 +215,33 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         answers_agree::<Self, M>(t, truth, seen)
     }
-}
 
-fn ensure(good: bool, what: &'static str) -> Result<(), &'static str> {
-    if good { Ok(()) } else { Err(what) }
+    /// Shows the answers of this scheme, and of every one that observes.
+    fn each<M: Memory>(t: &Target<'_, M>, visit: &mut dyn FnMut(&dyn Answers)) {
+        visit(&Asked::<M, Self>::new(t));
+    }
 }
 
 // The sizes that SCHEMES.md states.
 const _: () = {
-    assert!(None::STATE_WORDS == 0 && None::SMALL_EXTRA == 0 && None::PAGE_COUNTS == 0);
-    assert!(Tuples::STATE_WORDS * 8 == 8 && Tuples::SMALL_EXTRA == 0 && Tuples::PAGE_COUNTS == 0);
-    assert!(PerPage::STATE_WORDS * 8 == 16 && PerPage::SMALL_EXTRA == 0 && PerPage::PAGE_COUNTS == 1);
-    assert!(Total::STATE_WORDS * 8 == 32 && Total::SMALL_EXTRA == 0 && Total::PAGE_COUNTS == 0);
-    assert!(MmOwner::STATE_WORDS * 8 == 32 && MmOwner::SMALL_EXTRA == 0 && MmOwner::PAGE_COUNTS == 0);
-    assert!(Vmas::STATE_WORDS * 8 == 8 && Vmas::SMALL_EXTRA == 0 && Vmas::PAGE_COUNTS == 0);
-    assert!(
-        ZeroOneTwoMany::STATE_WORDS * 8 == 8 && ZeroOneTwoMany::SMALL_EXTRA == 0 && ZeroOneTwoMany::PAGE_COUNTS == 0
-    );
+    assert!(None::STATE_WORDS == 0 && None::SMALL_EXTRA == 0);
+    assert!(is_large_of_bytes::<Tuples>(8, 0));
+    assert!(is_large_of_bytes::<Vmas>(8, 0));
+    assert!(is_large_of_bytes::<FullPartial>(8, 1));
+    assert!(is_large_of_bytes::<PerPage>(16, 1));
+    assert!(is_large_of_bytes::<MmOwner>(32, 0));
+    assert!(is_large_of_bytes::<Total>(32, 0));
+    assert!(is_large_of_bytes::<PerLevel>(32, 0));
+    assert!(is_large_of_bytes::<RmapIds>(80, 0));
+    assert!(is_large_of_bytes::<ZeroOneTwoMany>(8, 0));
     assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
     assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
+    assert!(large_descriptor_words::<PerLevel>() * 8 == 64, "and under our own");
 };
+
+const fn is_large_of_bytes<A: Accounting>(bytes: usize, page_counts: usize) -> bool {
+    A::STATE_WORDS * 8 == bytes && A::SMALL_EXTRA == 0 && A::PAGE_COUNTS == page_counts
+}
 
 /// Words of the descriptor of a folio of order 0 under scheme `A`.
 #[must_use]
@@ -341,52 +254,4 @@ pub const fn small_descriptor_words<A: Accounting>() -> usize {
 pub const fn large_descriptor_words<A: Accounting>() -> usize {
     let words = (HEADER_WORDS + A::STATE_WORDS).next_power_of_two();
     if words < 8 { 8 } else { words }
-}
-
-/// The part of [`Accounting::check`] that follows from the answers alone.
-fn answers_agree<A: Accounting, M: Memory>(
-    t: &Target<'_, M>,
-    truth: &Truth,
-    seen: &dyn Evidence,
-) -> Result<(), &'static str> {
-    let mapped = truth.leaves > 0;
-    match A::mapped(t) {
-        Answer::Exact(said) => ensure(said == mapped, "mapped")?,
-        Answer::Errs(said) => ensure(said || !mapped, "mapped, to the wrong side")?,
-        _ => {}
-    }
-    if let Answer::Exact(said) = A::one_leaf(t) {
-        ensure(said == (truth.leaves == 1), "exactly one leaf")?;
-    }
-    match A::maybe_shared(t, 0) {
-        Answer::Exact(said) => ensure(said == (truth.owners > 1), "shared")?,
-        Answer::Errs(said) => ensure(said || truth.owners <= 1 || !A::SOUND, "exclusive, though two owners map it")?,
-        _ => {}
-    }
-    if let Answer::Exact(said) = A::leaves(t) {
-        ensure(said == truth.leaves, "number of leaves")?;
-    }
-    match A::mapped_pages(t) {
-        Answer::Exact(said) => ensure(said == truth.distinct, "mapped pages")?,
-        Answer::Errs(said) => ensure(said >= truth.distinct, "mapped pages, to the wrong side")?,
-        _ => {}
-    }
-    let huge = if t.order == Order::HUGE && truth.entire > 0 { t.pages() } else { 0 };
-    if let Answer::Exact(said) | Answer::Errs(said) = A::huge_pages(t) {
-        ensure(said == huge, "pages mapped by huge leaves")?;
-    }
-    let partial = 0 < truth.distinct && truth.distinct < t.pages();
-    match A::partially_mapped(t) {
-        Answer::Exact(said) => ensure(said == partial, "partly mapped")?,
-        Answer::Errs(said) => ensure(!said || partial, "partly mapped, to the wrong side")?,
-        _ => {}
-    }
-    for page in 0..t.pages() {
-        match A::page_count(t, page) {
-            Answer::Exact(said) => ensure(said == seen.cover(page), "leaves over a page")?,
-            // Any other answer is the same for all pages.
-            _ => break,
-        }
-    }
-    Ok(())
 }

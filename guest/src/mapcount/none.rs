@@ -3,7 +3,7 @@
 //! Nothing is counted but references, which every scheme has. Whether a folio is mapped or shared takes an rmap walk; a write fault
 //! reuses a page only by its exclusive bit.
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target};
+use super::{Accounting, Answer, Batch, ByLevel, Countdown, Delta, Needs, Neighbours, Refused, Share, Target};
 use crate::memory::Memory;
 
 /// No state at all.
@@ -43,6 +43,12 @@ impl Accounting for None {
     fn page_count<M: Memory>(_t: &Target<'_, M>, _page: u64) -> Answer<u64> {
         Answer::Walk
     }
+    fn exclusive<M: Memory>(_t: &Target<'_, M>, _page: u64, _owner: u32) -> Answer<bool> {
+        Answer::Walk
+    }
+    fn charge<M: Memory>(_t: &Target<'_, M>, _page: u64) -> Answer<Share> {
+        Answer::Walk
+    }
     fn mapped_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
         Answer::Walk
     }
@@ -53,7 +59,13 @@ impl Accounting for None {
         Answer::Walk
     }
     fn leaves<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Walk
+    }
+    fn early_stop<M: Memory>(_t: &Target<'_, M>) -> Answer<Countdown> {
         // A walk has to go to its end.
         Answer::Cannot
+    }
+    fn by_level<M: Memory>(_t: &Target<'_, M>) -> Answer<ByLevel> {
+        Answer::Walk
     }
 }

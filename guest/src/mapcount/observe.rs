@@ -1,6 +1,9 @@
 //! Two schemes at once: the first answers, the second observes. Nest them to watch any number in one run.
 
-use super::{Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth};
+use super::{
+    Accounting, Answer, Answers, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides,
+    Target, Truth,
+};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -84,13 +87,21 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         A::repair(&Self::first(t), regions);
         B::repair(&Self::second(t), regions);
     }
-    fn region_cut<M: Memory>(t: &Target<'_, M>) {
-        A::region_cut(&Self::first(t));
-        B::region_cut(&Self::second(t));
+    fn region_cut<M: Memory>(t: &Target<'_, M>, sides: Sides) {
+        A::region_cut(&Self::first(t), sides);
+        B::region_cut(&Self::second(t), sides);
     }
-    fn region_merge<M: Memory>(t: &Target<'_, M>) {
-        A::region_merge(&Self::first(t));
-        B::region_merge(&Self::second(t));
+    fn region_merge<M: Memory>(t: &Target<'_, M>, sides: Sides) {
+        A::region_merge(&Self::first(t), sides);
+        B::region_merge(&Self::second(t), sides);
+    }
+    fn relearn<M: Memory>(t: &Target<'_, M>, owner: u32, leaves: impl FnOnce() -> u64) {
+        // Only the first that wants to know is told.
+        let mut leaves = Some(leaves);
+        A::relearn(&Self::first(t), owner, || leaves.take().map_or(0, |count| count()));
+        if let Some(count) = leaves {
+            B::relearn(&Self::second(t), owner, count);
+        }
     }
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::mapped(&Self::first(t))
@@ -107,6 +118,12 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
         A::page_count(&Self::first(t), page)
     }
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, owner: u32) -> Answer<bool> {
+        A::exclusive(&Self::first(t), page, owner)
+    }
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
+        A::charge(&Self::first(t), page)
+    }
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         A::mapped_pages(&Self::first(t))
     }
@@ -119,9 +136,20 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         A::leaves(&Self::first(t))
     }
+    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
+        A::early_stop(&Self::first(t))
+    }
+    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
+        A::by_level(&Self::first(t))
+    }
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         A::check(&Self::first(t), truth, seen)?;
         B::check(&Self::second(t), truth, seen)
+    }
+
+    fn each<M: Memory>(t: &Target<'_, M>, visit: &mut dyn FnMut(&dyn Answers)) {
+        A::each(&Self::first(t), visit);
+        B::each(&Self::second(t), visit);
     }
 }

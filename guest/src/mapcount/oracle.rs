@@ -3,7 +3,7 @@
 //! As an observer it counts what it is *told*: leaves, and how many of them cover each page. A recount counts what is *there*. A
 //! difference means that somebody changed entries without saying so.
 
-use super::{Accounting, Answer, Batch, Delta, Needs, Neighbours, Refused, Target};
+use super::{Accounting, Answer, Batch, ByLevel, Countdown, Delta, Needs, Neighbours, Refused, Share, Target};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -24,17 +24,23 @@ pub struct Truth {
     pub regions: u64,
     /// O: owners.
     pub owners: u64,
+    /// Of M, the leaves of order 0, 9 and 18.
+    pub levels: ByLevel,
+    /// One of the owners; 0 when there is none.
+    pub owner: u32,
 }
 
 impl Truth {
     /// Whether the quantities of a folio of `pages` pages fit together, as they always must.
     #[must_use]
     pub fn is_coherent(&self, pages: u64) -> bool {
-        let Self { leaves, total, entire, distinct, tuples, regions, owners } = *self;
+        let Self { leaves, total, entire, distinct, tuples, regions, owners, levels, owner } = *self;
         let ordered = total >= leaves && leaves >= tuples && tuples >= regions && regions >= owners;
-        let none_or_all = (leaves == 0) == (distinct == 0) && (leaves == 0) == (owners == 0);
+        let none_or_all =
+            (leaves == 0) == (distinct == 0) && (leaves == 0) == (owners == 0) && (owners == 0) == (owner == 0);
         ordered
             && none_or_all
+            && levels.iter().sum::<u64>() == leaves
             && entire <= leaves
             && distinct <= total.min(pages)
             && (total - leaves).is_multiple_of(511)
@@ -45,6 +51,8 @@ impl Truth {
 pub trait Evidence {
     /// Leaves over page `page` of the folio.
     fn cover(&self, page: u64) -> u64;
+    /// Regions that map every page of the folio; `None` where the recount did not look that closely.
+    fn whole_regions(&self) -> Option<u64>;
     /// Leaves of the folio in the tables of `owner`; `None` where the recount did not look that closely.
     fn leaves_of(&self, owner: u32) -> Option<u64>;
 }
@@ -126,6 +134,12 @@ impl Accounting for Oracle {
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
         Answer::Exact(Self::told_page(t, page))
     }
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, _owner: u32) -> Answer<bool> {
+        Answer::Exact(Self::told_page(t, page) == 1)
+    }
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
+        Answer::Exact(Share::one_of(Self::told_page(t, page)))
+    }
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Answer::Exact((0..t.pages()).filter(|&page| Self::told_page(t, page) > 0).count() as u64)
     }
@@ -138,5 +152,11 @@ impl Accounting for Oracle {
     }
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Answer::Exact(Self::told_leaves(t))
+    }
+    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
+        Answer::Exact(Countdown::Leaves(Self::told_leaves(t)))
+    }
+    fn by_level<M: Memory>(_t: &Target<'_, M>) -> Answer<ByLevel> {
+        Answer::Walk
     }
 }

@@ -6,9 +6,8 @@
 //! Linux knows no leaf between the two sizes, and none gets in here either. But a 1 GiB leaf that is split becomes 512 of them,
 //! and so do collapsed pages of a folio above order 9: each counts as one leaf and on every page it maps, and `between` says how many there are.
 
-use super::{
-    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
-};
+use super::sizes::Sizes;
+use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure};
 use crate::addr::Order;
 use crate::memory::Memory;
 use crate::sync::Count32;
@@ -85,23 +84,12 @@ fn is_between<M: Memory>(t: &Target<'_, M>, leaf: Order) -> bool {
     leaf > Order::BASE && leaf < t.order
 }
 
-fn pages_of(b: &Batch) -> impl Iterator<Item = u64> {
-    (b.first..b.first + b.pages).map(u64::from)
-}
-
-impl Accounting for PerPage {
+impl Large for PerPage {
     const NAME: &'static str = "per-page";
-    const NEEDS: Needs = Needs::NOTHING;
     const STATE_WORDS: usize = 2;
     const PAGE_COUNTS: usize = 1;
-    // The first-page estimate misses folios of which two owners map other pages.
-    const SOUND: bool = false;
 
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
-        if let Some(count) = t.small {
-            t.admit(u64::from(count.get()), b.pages)?;
-            return Ok(Delta { mapped: i64::from(count.add(b.pages) == 0), ..Delta::default() });
-        }
         if is_between(t, b.leaf) {
             return Err(Refused::Shape);
         }
@@ -117,7 +105,7 @@ impl Accounting for PerPage {
             }
             c.leaves.add(1);
         } else {
-            let first = pages_of(b).filter(|&i| t.page(i).add(1) == 0).count() as u32;
+            let first = b.pages_of_folio().filter(|&i| t.page(i).add(1) == 0).count() as u32;
             if first > 0 && c.visible.add(first) + first < ENTIRE_MAPPED {
                 delta.mapped = i64::from(first);
             }
@@ -127,11 +115,6 @@ impl Accounting for PerPage {
     }
 
     fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
-        if let Some(count) = t.small {
-            t.admit(u64::from(count.get()), b.pages)?;
-            count.add(b.pages);
-            return Ok(Delta::default());
-        }
         // The pages are visible already.
         let c = counts(t);
         admit(t, b)?;
@@ -139,7 +122,7 @@ impl Accounting for PerPage {
             c.entire.add(1);
             c.leaves.add(1);
         } else {
-            for i in pages_of(b) {
+            for i in b.pages_of_folio() {
                 t.page(i).add(1);
             }
             c.leaves.add(b.leaves());
@@ -151,9 +134,6 @@ impl Accounting for PerPage {
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
-        if let Some(count) = t.small {
-            return Delta { mapped: -i64::from(count.sub(b.pages) == b.pages), ..Delta::default() };
-        }
         let c = counts(t);
         let pages = t.pages() as i64;
         let mut delta = Delta::default();
@@ -162,7 +142,7 @@ impl Accounting for PerPage {
             c.between.sub(b.leaves());
         }
         if !is_entire(t, b.leaf) {
-            let last = pages_of(b).filter(|&i| t.page(i).sub(1) == 1).count() as u32;
+            let last = b.pages_of_folio().filter(|&i| t.page(i).sub(1) == 1).count() as u32;
             if last > 0 {
                 let visible = c.visible.sub(last) - last;
                 if visible < ENTIRE_MAPPED {
@@ -191,7 +171,7 @@ impl Accounting for PerPage {
         if b.leaf > Order::HUGE {
             c.between.add(512);
         }
-        let first = pages_of(b).filter(|&i| t.page(i).add(1) == 0).count() as u32;
+        let first = b.pages_of_folio().filter(|&i| t.page(i).add(1) == 0).count() as u32;
         c.visible.add(first);
         let mut delta = Delta::default();
         if c.entire.sub(1) == 1 {
@@ -216,7 +196,7 @@ impl Accounting for PerPage {
             c.visible.add(ENTIRE_MAPPED);
             delta.huge = if b.leaf == Order::HUGE { t.pages() as i64 } else { 0 };
         }
-        let last = pages_of(b).filter(|&i| t.page(i).sub(1) == 1).count() as u32;
+        let last = b.pages_of_folio().filter(|&i| t.page(i).sub(1) == 1).count() as u32;
         c.visible.sub(last);
         c.leaves.sub(511);
         delta
@@ -226,18 +206,11 @@ impl Accounting for PerPage {
         Answer::Exact(leaves(t) > 0)
     }
 
-    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        Answer::Exact(leaves(t) == 1)
-    }
-
     fn maybe_shared<M: Memory>(t: &Target<'_, M>, _owner: u32) -> Answer<bool> {
-        // The first-page estimate of before v6.15: may err either way, and "exclusive" may be wrong.
-        if let Some(count) = t.small {
-            return Answer::Errs(count.get() > 1);
-        }
+        // The first-page estimate of before v6.15: "exclusive" may be wrong too.
         let c = counts(t);
         let leaves = c.leaves.get();
-        Answer::Errs(if leaves <= 1 {
+        Answer::About(if leaves <= 1 {
             false
         } else if c.entire.get() > 0 || u64::from(leaves) > t.pages() {
             true
@@ -248,22 +221,23 @@ impl Accounting for PerPage {
 
     fn may_reuse<M: Memory>(t: &Target<'_, M>, _owner: u32, refs: u64) -> Answer<bool> {
         // A folio mapped by small leaves is never reused but by its exclusive bit; one huge leaf when nobody else refers to it.
-        Answer::Errs(refs == 1 && leaves(t) == 1 && (t.small.is_some() || counts(t).entire.get() == 1))
+        Answer::Errs(refs == 1 && leaves(t) == 1 && counts(t).entire.get() == 1)
     }
 
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
-        Answer::Exact(match t.small {
-            Some(count) => u64::from(count.get()),
-            None => u64::from(counts(t).entire.get()) + u64::from(t.page(page).get()),
-        })
+        Answer::Exact(cover(t, page))
+    }
+
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, _owner: u32) -> Answer<bool> {
+        Answer::Exact(cover(t, page) == 1)
+    }
+
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
+        Answer::Exact(Share::one_of(cover(t, page)))
     }
 
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        Answer::Exact(match t.small {
-            Some(count) => u64::from(count.get().min(1)),
-            None if counts(t).entire.get() > 0 => t.pages(),
-            None => u64::from(counts(t).visible.get()),
-        })
+        Answer::Exact(visible_pages(t))
     }
 
     fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
@@ -272,7 +246,7 @@ impl Accounting for PerPage {
     }
 
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        let pages = Self::mapped_pages(t).value().unwrap_or(0);
+        let pages = visible_pages(t);
         Answer::Exact(0 < pages && pages < t.pages())
     }
 
@@ -280,33 +254,44 @@ impl Accounting for PerPage {
         Answer::Exact(leaves(t))
     }
 
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
-        if t.small.is_none() {
-            let PerPageCounters { entire, visible, leaves, between } = Self::counters(t);
-            let (entire, between) = (u64::from(entire), u64::from(between));
-            let (mut sum, mut pages) = (0, 0);
-            for page in 0..t.pages() {
-                let count = u64::from(t.page(page).get());
-                ensure(entire + count == seen.cover(page), "the count of a page")?;
-                sum += count;
-                pages += u64::from(count > 0);
-            }
-            ensure(u64::from(leaves) == truth.leaves, "M")?;
-            ensure(entire == truth.entire, "entire")?;
-            ensure(sum + entire == truth.leaves + 511 * between, "entire and pages beside M")?;
-            ensure(sum + entire * t.pages() == truth.total, "T of the pages")?;
-            let mark = if entire > 0 { u64::from(ENTIRE_MAPPED) } else { 0 };
-            ensure(u64::from(visible) == pages + mark, "visible pages")?;
+    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
+        let PerPageCounters { entire, leaves, between, .. } = Self::counters(t);
+        let sizes = Sizes { entire: entire.into(), between: between.into() };
+        Answer::Exact(sizes.by_level(t, leaves.into()))
+    }
+
+    fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        let PerPageCounters { entire, visible, leaves, between } = Self::counters(t);
+        let (entire, between) = (u64::from(entire), u64::from(between));
+        let (mut sum, mut pages) = (0, 0);
+        for page in 0..t.pages() {
+            let count = u64::from(t.page(page).get());
+            ensure(entire + count == seen.cover(page), "the count of a page")?;
+            sum += count;
+            pages += u64::from(count > 0);
         }
-        answers_agree::<Self, M>(t, truth, seen)
+        ensure(u64::from(leaves) == truth.leaves, "M")?;
+        ensure(entire == truth.entire, "entire")?;
+        ensure(sum + entire == truth.leaves + 511 * between, "entire and pages beside M")?;
+        ensure(sum + entire * t.pages() == truth.total, "T of the pages")?;
+        let mark = if entire > 0 { u64::from(ENTIRE_MAPPED) } else { 0 };
+        ensure(u64::from(visible) == pages + mark, "visible pages")
     }
 }
 
 fn leaves<M: Memory>(t: &Target<'_, M>) -> u64 {
-    match t.small {
-        Some(count) => u64::from(count.get()),
-        None => u64::from(Count32::low(&t.state[0]).get()),
-    }
+    u64::from(counts(t).leaves.get())
+}
+
+/// Leaves over a page.
+fn cover<M: Memory>(t: &Target<'_, M>, page: u64) -> u64 {
+    u64::from(counts(t).entire.get()) + u64::from(t.page(page).get())
+}
+
+/// Pages with a leaf over them.
+fn visible_pages<M: Memory>(t: &Target<'_, M>) -> u64 {
+    let c = counts(t);
+    if c.entire.get() > 0 { t.pages() } else { c.visible.get().into() }
 }
 
 /// Admits on the pages mapped, so that splits always have room.

@@ -3,13 +3,16 @@
 use core::fmt;
 use core::str::FromStr;
 
-use super::{Accounting, MmOwner, None, Observe, Oracle, PerPage, Total, Tuples, Vmas, ZeroOneTwoMany};
+use super::{
+    Accounting, FullPartial, MmOwner, None, Observe, Oracle, PerLevel, PerPage, RmapIds, Total, Tuples, Vmas,
+    ZeroOneTwoMany,
+};
 
 /// Every scheme at once beside the oracle, `total` answering. For checking, never for timing.
-pub type Everything = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Regions>>>>;
+pub type Everything = Observe<Total, Observe<PerLevel, Observe<PerPage, Observe<MmOwner, Observe<RmapIds, Units>>>>>;
 
-/// The schemes that count regions, and the two that count nothing and everything.
-type Regions = Observe<ZeroOneTwoMany, Observe<Vmas, Observe<None, Oracle>>>;
+/// The schemes that count tables and regions, and the two that count nothing and everything.
+type Units = Observe<Tuples, Observe<Vmas, Observe<FullPartial, Observe<ZeroOneTwoMany, Observe<None, Oracle>>>>>;
 
 /// A scheme, chosen at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -32,6 +35,12 @@ pub enum Scheme {
     ZeroOneTwoMany = 6,
     /// [`Vmas`].
     Vmas = 7,
+    /// [`FullPartial`].
+    FullPartial = 8,
+    /// [`RmapIds`].
+    RmapIds = 9,
+    /// [`PerLevel`].
+    PerLevel = 10,
 }
 
 /// Something to be done under a scheme.
@@ -44,14 +53,17 @@ pub trait UnderScheme {
 
 impl Scheme {
     /// All of them.
-    pub const EACH: [Self; 8] = [
+    pub const EACH: [Self; 11] = [
         Self::Total,
+        Self::PerLevel,
         Self::None,
         Self::PerPage,
         Self::Tuples,
-        Self::MmOwner,
-        Self::ZeroOneTwoMany,
         Self::Vmas,
+        Self::FullPartial,
+        Self::ZeroOneTwoMany,
+        Self::MmOwner,
+        Self::RmapIds,
         Self::All,
     ];
 
@@ -59,13 +71,16 @@ impl Scheme {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Total => Total::NAME,
+            Self::Total => <Total as Accounting>::NAME,
             Self::None => None::NAME,
-            Self::PerPage => PerPage::NAME,
-            Self::Tuples => Tuples::NAME,
-            Self::MmOwner => MmOwner::NAME,
+            Self::PerPage => <PerPage as Accounting>::NAME,
+            Self::Tuples => <Tuples as Accounting>::NAME,
+            Self::MmOwner => <MmOwner as Accounting>::NAME,
             Self::ZeroOneTwoMany => ZeroOneTwoMany::NAME,
-            Self::Vmas => Vmas::NAME,
+            Self::Vmas => <Vmas as Accounting>::NAME,
+            Self::FullPartial => <FullPartial as Accounting>::NAME,
+            Self::RmapIds => <RmapIds as Accounting>::NAME,
+            Self::PerLevel => <PerLevel as Accounting>::NAME,
             Self::All => "all",
         }
     }
@@ -86,6 +101,9 @@ impl Scheme {
             Self::MmOwner => what.run::<MmOwner>(),
             Self::ZeroOneTwoMany => what.run::<ZeroOneTwoMany>(),
             Self::Vmas => what.run::<Vmas>(),
+            Self::FullPartial => what.run::<FullPartial>(),
+            Self::RmapIds => what.run::<RmapIds>(),
+            Self::PerLevel => what.run::<PerLevel>(),
             Self::All => what.run::<Everything>(),
         }
     }

@@ -1,4 +1,4 @@
-//! The owner slots (SCHEMES.md, owner slots), which `total` and `mm-owner` share: M, two owners and how many of the leaves each is known to have,
+//! The owner slots (SCHEMES.md, owner slots), which `total`, `mm-owner` and `per-level` share: M, two owners and how many of the leaves each is known to have,
 //! and whether somebody else may map the folio too.
 //!
 //! "Exclusive" is never wrong: a slot never counts leaves that its owner does not have, so one that counts M of them holds all. "Shared" may be.
@@ -9,8 +9,7 @@ use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::{Evidence, Target, Truth, ensure};
-use crate::memory::Memory;
+use super::{Evidence, Truth, ensure};
 use crate::sync::Field;
 
 // Word 0: both owner ids, the maybe-shared bit, the lock. Word 1: M, leaves of slot 0. Word 2: leaves of slot 1.
@@ -80,6 +79,11 @@ pub(super) fn leaves(words: &[AtomicU64]) -> u64 {
     LOW.get(&words[1])
 }
 
+/// Whether somebody else than one owner may map the folio, without the lock.
+pub(super) fn is_shared(words: &[AtomicU64]) -> bool {
+    words[0].load(Relaxed) & SHARED != 0
+}
+
 impl Slots {
     pub(super) fn add(&mut self, leaves: u64, owner: u32) {
         let owner = u64::from(owner);
@@ -137,6 +141,24 @@ impl Slots {
         }
     }
 
+    /// `owner` maps the folio, and `leaves` counts what it has. It gets a slot for them if that is news: an owner whose slot was taken when it came, and is free now.
+    /// When they are all that there are, the folio was not shared. Nothing is asked while another owner's slot proves that it is.
+    pub(super) fn relearn(&mut self, owner: u32, leaves: impl FnOnce() -> u64) {
+        let id = u64::from(owner);
+        let others = (0..2).any(|slot| self.ids[slot] != 0 && self.ids[slot] != id);
+        if !self.shared || others {
+            return;
+        }
+        let slot = usize::from(self.ids[1] == id);
+        let found = leaves();
+        // Each was counted before it was entered and is subtracted behind its removal.
+        debug_assert!(found <= self.leaves, "{found} leaves of {}", self.leaves);
+        if found > self.counts[slot] {
+            (self.ids[slot], self.counts[slot]) = (id, found);
+        }
+        self.shared = self.counts[slot] != self.leaves;
+    }
+
     /// Both slots, for reports and tests.
     pub(super) fn pairs(&self) -> [(u32, u64); 2] {
         [0, 1].map(|slot| (self.ids[slot] as u32, self.counts[slot]))
@@ -153,34 +175,5 @@ impl Slots {
         }
         ensure(self.shared || truth.owners <= 1, "exclusive, though two owners map it")?;
         ensure(self.leaves > 0 || (self.ids == [0, 0] && !self.shared), "slots of an unmapped folio")
-    }
-}
-
-/// The slots beside T, read together: what the queries of both schemes come from.
-pub(super) struct Known {
-    pub(super) slots: Slots,
-    /// T, counted or made up of other counts.
-    pub(super) pages: u64,
-}
-
-impl Known {
-    pub(super) fn is_maybe_shared(&self) -> bool {
-        // A folio with one leaf has one owner, whatever the bit remembers.
-        self.slots.leaves > 1 && self.slots.shared
-    }
-
-    /// Whether every reference is a leaf's and every leaf the asker's. A lone page of a large folio is copied all the same, so that the folio can go.
-    pub(super) fn may_reuse(&self, refs: u64) -> bool {
-        self.pages > 1 && !self.is_maybe_shared() && self.slots.leaves == refs
-    }
-
-    /// T / P, rounded, at least 1 while anything is mapped.
-    pub(super) fn average<M: Memory>(&self, t: &Target<'_, M>) -> u64 {
-        let average = (self.pages + t.pages() / 2) >> t.order.get();
-        if self.pages == 0 { 0 } else { average.max(1) }
-    }
-
-    pub(super) fn is_partial<M: Memory>(&self, t: &Target<'_, M>) -> bool {
-        0 < self.pages && self.pages < t.pages()
     }
 }

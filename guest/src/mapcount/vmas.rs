@@ -3,141 +3,31 @@
 //! One count. Whether a batch is the first or the last of its region shows in all tables that the region's window on the folio touches, and the caller
 //! looks there. A cut or merge of regions inside a folio changes the count without touching any entry.
 
-use super::{
-    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
-};
-use crate::memory::Memory;
-use crate::sync::Count32;
+use super::{Answer, Countdown, FirstLast, Needs, Neighbours, Share, Truth, Unit};
 
 /// V, the number of regions: 4 bytes.
+pub type Vmas = FirstLast<Region>;
+
+/// A region, whatever its tables.
 #[derive(Clone, Copy, Debug)]
-pub struct Vmas;
+pub struct Region;
 
-fn count<'a, M: Memory>(t: &Target<'a, M>) -> Count32<'a> {
-    t.small.unwrap_or_else(|| Count32::low(&t.state[0]))
-}
-
-impl Vmas {
-    /// V as the scheme has it: for reports and tests.
-    #[must_use]
-    pub fn count<M: Memory>(t: &Target<'_, M>) -> u32 {
-        count(t).get()
-    }
-}
-
-impl Accounting for Vmas {
+impl Unit for Region {
     const NAME: &'static str = "vmas";
     const NEEDS: Needs = Needs { tuple: false, region: true };
-    const STATE_WORDS: usize = 1;
+    const BY_TABLE: bool = false;
 
-    fn add<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
-        if beside.region > 0 {
-            return Ok(Delta::default());
-        }
-        let count = count(t);
-        t.admit(u64::from(count.get()), 1)?;
-        let first = count.add(1) == 0;
-        Ok(Delta { mapped: if first { t.pages() as i64 } else { 0 }, ..Delta::default() })
+    fn beside(beside: Neighbours) -> u32 {
+        beside.region
     }
-
-    fn sub<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Delta {
-        if beside.region > 0 {
-            return Delta::default();
-        }
-        let last = count(t).sub(1) == 1;
-        Delta { mapped: if last { -(t.pages() as i64) } else { 0 }, ..Delta::default() }
+    fn of(truth: &Truth) -> u64 {
+        truth.regions
     }
-
-    fn split<M: Memory>(_t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
-        Delta::default()
+    fn countdown(units: u64) -> Countdown {
+        Countdown::Regions(units)
     }
-
-    fn collapse<M: Memory>(_t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
-        Delta::default()
-    }
-
-    fn moved<M: Memory>(
-        t: &Target<'_, M>,
-        _from: &Batch,
-        beside_from: Neighbours,
-        _to: &Batch,
-        beside_to: Neighbours,
-    ) -> Delta {
-        // There before here, so that the folio is never unmapped in passing.
-        if beside_to.region == 0 {
-            count(t).add(1);
-        }
-        if beside_from.region == 0 {
-            count(t).sub(1);
-        }
-        Delta::default()
-    }
-
-    fn region_cut<M: Memory>(t: &Target<'_, M>) {
-        count(t).add(1);
-    }
-
-    fn region_merge<M: Memory>(t: &Target<'_, M>) {
-        count(t).sub(1);
-    }
-
-    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        Answer::Exact(count(t).get() > 0)
-    }
-
-    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        // One region may hold 512 leaves; of a small folio each holds one.
-        match t.small {
-            Some(count) => Answer::Exact(count.get() == 1),
-            None => Answer::Cannot,
-        }
-    }
-
-    fn maybe_shared<M: Memory>(t: &Target<'_, M>, _owner: u32) -> Answer<bool> {
-        // One region is the asker's; more may be another's or the asker's again.
-        Answer::Errs(count(t).get() > 1)
-    }
-
-    fn may_reuse<M: Memory>(t: &Target<'_, M>, _owner: u32, refs: u64) -> Answer<bool> {
-        // References count leaves, regions do not, so they cannot be compared (SCHEMES.md, references); small folios can.
-        match t.small {
-            Some(count) => Answer::Exact(count.get() == 1 && refs == 1),
-            None => Answer::Cannot,
-        }
-    }
-
-    fn page_count<M: Memory>(t: &Target<'_, M>, _page: u64) -> Answer<u64> {
-        match t.small {
-            Some(count) => Answer::Exact(u64::from(count.get())),
-            None => Answer::Cannot,
-        }
-    }
-
-    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        Answer::Errs(if count(t).get() > 0 { t.pages() } else { 0 })
-    }
-
-    fn huge_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
-        Answer::Cannot
-    }
-
-    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        match t.small {
-            Some(_) => Answer::Exact(false),
-            None => Answer::Cannot,
-        }
-    }
-
-    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        // Counts regions to visit, not leaves.
-        match t.small {
-            Some(count) => Answer::Exact(u64::from(count.get())),
-            None => Answer::Cannot,
-        }
-    }
-
-    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
-        ensure(u64::from(count(t).get()) == truth.regions, "V")?;
-        answers_agree::<Self, M>(t, truth, seen)
+    fn charge(units: u64) -> Answer<Share> {
+        // As if every region mapped every page.
+        Answer::About(Share::one_of(units))
     }
 }

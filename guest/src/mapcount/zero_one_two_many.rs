@@ -4,7 +4,8 @@
 //! back. As for `vmas`, the caller looks for what else the region maps.
 
 use super::{
-    Accounting, Answer, Batch, Delta, Evidence, Needs, Neighbours, Refused, Target, Truth, answers_agree, ensure,
+    Accounting, Answer, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides, Target,
+    Truth, answers_agree, ensure,
 };
 use crate::memory::Memory;
 use crate::sync::Count32;
@@ -88,11 +89,11 @@ impl Accounting for ZeroOneTwoMany {
         Delta::default()
     }
 
-    fn region_cut<M: Memory>(t: &Target<'_, M>) {
+    fn region_cut<M: Memory>(t: &Target<'_, M>, _sides: Sides) {
         enter(t);
     }
 
-    fn region_merge<M: Memory>(t: &Target<'_, M>) {
+    fn region_merge<M: Memory>(t: &Target<'_, M>, _sides: Sides) {
         leave(t);
     }
 
@@ -135,6 +136,14 @@ impl Accounting for ZeroOneTwoMany {
         }
     }
 
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, _owner: u32) -> Answer<bool> {
+        Self::page_count(t, page).map(|leaves| leaves == 1)
+    }
+
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
+        Self::page_count(t, page).map(Share::one_of)
+    }
+
     fn mapped_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
         Answer::Cannot
     }
@@ -152,6 +161,17 @@ impl Accounting for ZeroOneTwoMany {
 
     fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
         Self::page_count(t, 0)
+    }
+
+    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
+        match state(t).get() {
+            MANY => Answer::Cannot,
+            regions => Answer::Exact(Countdown::Regions(regions.into())),
+        }
+    }
+
+    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
+        Self::page_count(t, 0).map(|leaves| [leaves, 0, 0])
     }
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

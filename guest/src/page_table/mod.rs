@@ -59,6 +59,15 @@ pub struct Place {
     pub level: Level,
 }
 
+/// What a count of leaves found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// Leaves, of any size.
+    pub leaves: u64,
+    /// Pages of the range that they map.
+    pub pages: u64,
+}
+
 /// A tree of tables.
 #[derive(Debug)]
 pub struct PageTable<F> {
@@ -125,10 +134,10 @@ impl<F: Format> PageTable<F> {
         leaves_below::<F, T>(tables, self.root, F::ROOT, 0, &range, visit);
     }
 
-    /// How many of the pages `range` are mapped by leaves, frozen or not, to frames of `frames`. Takes no lock: the caller excludes changes of these
-    /// leaves, and of the tables on the way.
-    pub fn count_pages_of<T: Tables>(self, tables: &T, range: Range<u64>, frames: Range<Pfn>) -> u64 {
-        let mut pages = 0;
+    /// How many leaves, frozen or not, map pages of `range` to frames of `frames`, and how many pages. Takes no lock: the caller excludes changes of the
+    /// tables on the way, and of these leaves if the answer is to hold.
+    pub fn count_of<T: Tables>(self, tables: &T, range: Range<u64>, frames: Range<Pfn>) -> Mapped {
+        let mut found = Mapped { leaves: 0, pages: 0 };
         let mut at = range.start;
         while at < range.end {
             let (Place { mut page, table, level }, _) = self.deepest(tables, at);
@@ -140,13 +149,14 @@ impl<F: Format> PageTable<F> {
                 }
                 let next = page + level.entry_pages();
                 if cursor::held::<F>(raw, level).is_some_and(|leaf| frames.contains(&leaf.pfn)) {
-                    pages += next.min(range.end) - page.max(range.start);
+                    found.leaves += 1;
+                    found.pages += next.min(range.end) - page.max(range.start);
                 }
                 page = next;
             }
             at = page.max(at);
         }
-        pages
+        found
     }
 
     /// Number of table pages below page `end`, the root included.

@@ -425,6 +425,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let pages = run.len() as u64 * entry_pages;
                 return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
             }
+            self.relearn(vma, folio);
             let reusable = A::may_reuse(&self.counts(folio), vma.space().0, folio.refs()).value().unwrap_or(false);
             if reusable {
                 // Every leaf is ours, so every one may be written from now on: those of this table at once.

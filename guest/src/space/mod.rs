@@ -454,7 +454,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// lock, or shared and with the vma's region lock.
     fn pages_of(&self, vma: Vma<'_>, folio: Folio<'_>, range: Range<u64>) -> u32 {
         let table = self.space(vma.space()).table();
-        table.count_pages_of(self, range, folio.head()..folio.end()) as u32
+        table.count_of(self, range, folio.head()..folio.end()).pages as u32
+    }
+
+    /// Lets the scheme learn how many leaves `vma` has of `folio`, if it wants to. The caller holds the space.
+    fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
+        A::relearn(&self.counts(folio), vma.space().0, || {
+            let window = vma.window(folio, 0..PAGES_END);
+            self.space(vma.space()).table().count_of(self, window, folio.head()..folio.end()).leaves
+        });
     }
 
     /// [`beside`](Self::beside), but only in the table of `part`.

@@ -4,6 +4,7 @@
 //! space locks are tried. Who only looks holds them shared and all of them, with the object's, to the end: what it saw was so at one moment.
 //! Who removes leaves holds one space at a time, exclusively, and nothing else over a flush.
 
+use core::mem::take;
 use core::ops::{ControlFlow, Range};
 
 use super::object::Object;
@@ -11,7 +12,7 @@ use super::vma::Vma;
 use super::{Manager, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::{Accounting, Answer};
+use crate::mapcount::{Accounting, Answer, Countdown};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
 use crate::sync::{WordGuard, end_read, end_write, lock_word, try_read, try_write};
@@ -195,6 +196,19 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         leaves
     }
 
+    /// How many regions map every page of it.
+    pub(crate) fn count_whole_regions(&self, folio: Folio<'_>) -> u64 {
+        let (mut regions, mut last) = (0, None);
+        let _ = self.walk_settled(folio, |_, vma, _, _, _| {
+            if last.replace(vma.region()) != Some(vma.region()) {
+                let window = vma.window(folio, 0..super::PAGES_END);
+                regions += u64::from(u64::from(self.pages_of(vma, folio, window)) == folio.pages());
+            }
+            ControlFlow::Continue(())
+        });
+        regions
+    }
+
     /// Counts the regions that map the folio by a walk, and gives the number to a scheme that may have lost it. The caller excludes changes of the folio's
     /// mappings.
     pub fn repair(&self, folio: Folio<'_>) {
@@ -238,20 +252,29 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// One walk of [`try_to_unmap`](Self::try_to_unmap); a space that was busy.
     fn unmap_round(&self, folio: Folio<'_>) -> Option<SpaceId> {
         let (object, mut guard) = self.lock_object_of(folio)?;
-        let mut left = A::leaves(&self.counts(folio)).value().unwrap_or(u64::MAX);
+        let mut left = A::early_stop(&self.counts(folio)).value();
         let mut busy = None;
         let mut next = self.first_vma(&object);
-        while let Some(vma) = next.filter(|_| left > 0) {
+        while let Some(vma) = next.filter(|_| !is_over(left)) {
             let space = self.space(vma.space());
             // Not waited for: its holder may wait for the object.
             if try_write(space.lock) {
                 // While its space is held the vma stays in the list, and so the object stays.
                 drop(guard);
+                let (mut region, mut table) = (1, None);
                 let _ = self.walk_vma(folio, &space, vma, &mut |space, vma, part, range, flush| {
-                    left = left.saturating_sub(range.len() as u64);
+                    match &mut left {
+                        Some(Countdown::Leaves(leaves)) => *leaves = leaves.saturating_sub(range.len() as u64),
+                        Some(Countdown::Tables(tables)) if table.replace(part.table()) != Some(part.table()) => {
+                            *tables = tables.saturating_sub(1);
+                        }
+                        Some(Countdown::Regions(regions)) => *regions = regions.saturating_sub(take(&mut region)),
+                        _ => {}
+                    }
                     let rest = self.clear_part(space, vma, part, range, flush);
                     debug_assert!(rest.is_none(), "one batch fits a token");
-                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    // The last table or region is still to be gone through.
+                    if left == Some(Countdown::Leaves(0)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 });
                 guard = lock_word(object.lock);
                 next = self.vma_behind(vma, folio.is_anon());
@@ -264,4 +287,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         drop(guard);
         busy
     }
+}
+
+/// Whether a walk has seen as much as it was told that there is.
+fn is_over(left: Option<Countdown>) -> bool {
+    matches!(left, Some(Countdown::Leaves(0) | Countdown::Tables(0) | Countdown::Regions(0)))
 }

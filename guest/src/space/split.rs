@@ -7,7 +7,7 @@ use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level};
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::{Accounting, Batch, Class};
+use crate::mapcount::{Accounting, Batch, Class, Sides};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Tables};
 use crate::sync::write_lock;
@@ -208,7 +208,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Calls `tell` for every folio that `vma` maps on both sides of `page`, in whatever tables: once. The space lock is held exclusively, so the leaves stay.
-    fn for_divided(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, tell: impl Fn(&crate::mapcount::Target<'_, M>)) {
+    fn for_divided(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        tell: impl Fn(&crate::mapcount::Target<'_, M>, Sides),
+    ) {
         if !A::NEEDS.region {
             return;
         }
@@ -226,8 +232,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let (folio, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
                 let window = vma.window(folio, 0..super::PAGES_END);
                 let is_first = || self.pages_of(vma, folio, window.start..part.page(i)) == 0;
-                if window.end > page && is_first() && self.pages_of(vma, folio, page..window.end) > 0 {
-                    tell(&self.counts(folio));
+                if window.end > page && is_first() {
+                    let below = self.pages_of(vma, folio, window.start..page);
+                    let above = self.pages_of(vma, folio, page..window.end);
+                    if above > 0 {
+                        tell(&self.counts(folio), Sides { below, above });
+                    }
                 }
                 i += n;
             }
