@@ -21,6 +21,8 @@ use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+pub mod tally;
+
 /// Holds one bit of a word as a lock; released on drop.
 #[derive(Debug)]
 #[must_use = "the lock is released when the guard goes"]
@@ -31,10 +33,26 @@ pub struct BitGuard<'a> {
 
 /// Spins until bit `bit` (a mask) of `word` is ours. The other bits keep their value.
 pub fn lock_bit(word: &AtomicU64, bit: u64) -> BitGuard<'_> {
+    take_bit(word, bit);
+    BitGuard { word, bit }
+}
+
+impl Drop for BitGuard<'_> {
+    fn drop(&mut self) {
+        // A locked and: other bits of the word may be changed by CPUs that do not hold the lock.
+        tally::note();
+        self.word.fetch_and(!self.bit, Release);
+    }
+}
+
+/// Spins until bit `bit` of `word` is ours; the word before. The caller clears the bit by a store with Release.
+pub(crate) fn take_bit(word: &AtomicU64, bit: u64) -> u64 {
     loop {
-        // Acquire pairs with the Release in `drop`: what the last holder wrote is seen.
-        if word.fetch_or(bit, Acquire) & bit == 0 {
-            return BitGuard { word, bit };
+        tally::note();
+        // Acquire pairs with the Release that clears the bit: what the last holder wrote is seen.
+        let before = word.fetch_or(bit, Acquire);
+        if before & bit == 0 {
+            return before;
         }
         while word.load(Relaxed) & bit != 0 {
             spin_loop();
@@ -42,10 +60,24 @@ pub fn lock_bit(word: &AtomicU64, bit: u64) -> BitGuard<'_> {
     }
 }
 
-impl Drop for BitGuard<'_> {
+/// Holds one bit of a word as a lock, of which the other bits change under this lock only: released on drop by a plain store, so taking and
+/// releasing it is one locked operation.
+#[derive(Debug)]
+#[must_use = "the lock is released when the guard goes"]
+pub(crate) struct StateGuard<'a> {
+    word: &'a AtomicU64,
+    bit: u64,
+}
+
+/// Spins until bit `bit` of `word` is ours, as all of the word is then.
+pub(crate) fn lock_state(word: &AtomicU64, bit: u64) -> StateGuard<'_> {
+    take_bit(word, bit);
+    StateGuard { word, bit }
+}
+
+impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        // A locked and: other bits of the word may be changed by CPUs that do not hold the lock.
-        self.word.fetch_and(!self.bit, Release);
+        self.word.store(self.word.load(Relaxed) & !self.bit, Release);
     }
 }
 
@@ -57,6 +89,7 @@ pub struct WordGuard<'a>(&'a AtomicU64);
 
 /// Spins until `word` is ours; nothing else may live in it.
 pub fn lock_word(word: &AtomicU64) -> WordGuard<'_> {
+    tally::note();
     // Acquire pairs with the Release in `drop`.
     while word.swap(1, Acquire) != 0 {
         while word.load(Relaxed) != 0 {
@@ -88,6 +121,7 @@ pub struct WriteGuard<'a>(&'a AtomicU64);
 pub fn read_lock(word: &AtomicU64) -> ReadGuard<'_> {
     loop {
         let now = word.load(Relaxed);
+        tally::note();
         // Acquire pairs with the Release of `WriteGuard`.
         if now & WRITER == 0 && word.compare_exchange_weak(now, now + 1, Acquire, Relaxed).is_ok() {
             return ReadGuard(word);
@@ -99,6 +133,7 @@ pub fn read_lock(word: &AtomicU64) -> ReadGuard<'_> {
 /// Spins until `word` is exclusively ours.
 pub fn write_lock(word: &AtomicU64) -> WriteGuard<'_> {
     loop {
+        tally::note();
         // Acquire pairs with the Releases of both guards.
         if word.compare_exchange_weak(0, WRITER, Acquire, Relaxed).is_ok() {
             return WriteGuard(word);
@@ -135,6 +170,7 @@ pub fn end_read(word: &AtomicU64) {
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
+        tally::note();
         self.0.fetch_sub(1, Release);
     }
 }
@@ -209,11 +245,13 @@ impl<'a> Count32<'a> {
     /// limit, so the low half never carries into the high one.
     #[expect(clippy::should_implement_trait, reason = "a locked operation, not a sum")]
     pub fn add(self, n: u32) -> u32 {
+        tally::note();
         (self.word.fetch_add(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32
     }
 
     /// Replaces the count by what `f` makes of it; the count before.
     pub fn update(self, f: impl Fn(u32) -> u32) -> u32 {
+        tally::note();
         let mask = u64::from(u32::MAX) << self.shift;
         let changed = self.word.fetch_update(Relaxed, Relaxed, |word| {
             Some(word & !mask | u64::from(f((word >> self.shift) as u32)) << self.shift)
@@ -227,6 +265,7 @@ impl<'a> Count32<'a> {
     /// In debug builds, when the count was below `n`: that is a bug of the caller.
     #[expect(clippy::should_implement_trait, reason = "a locked operation, not a difference")]
     pub fn sub(self, n: u32) -> u32 {
+        tally::note();
         let before = (self.word.fetch_sub(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32;
         debug_assert!(before >= n, "count {before} below {n}");
         before

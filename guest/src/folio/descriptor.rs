@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use super::slab::Record;
 use crate::addr::{Order, Pfn};
-use crate::sync::{Count32, Field};
+use crate::sync::{Count32, Field, tally};
 
 /// What the slot of a frame in a broken block says (word 1, low bits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,6 +253,7 @@ impl<'a> Folio<'a> {
                 Count32::high(&self.words[0]).add(n);
             }
             Some(_) => {
+                tally::note();
                 self.words[1].fetch_add(u64::from(n), Relaxed);
             }
         }
@@ -280,6 +281,7 @@ impl<'a> Folio<'a> {
     /// whoever drops the last one sees everything that the others did.
     #[must_use = "the last reference frees the folio"]
     pub fn put(&self, n: u32) -> bool {
+        tally::note();
         match self.record {
             None => {
                 let before = (self.words[0].fetch_sub(u64::from(n) << 32, AcqRel) >> 32) as u32;

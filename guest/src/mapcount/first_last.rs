@@ -2,6 +2,7 @@
 //!
 //! Whether a batch is the first or the last does not follow from the count, so the caller looks at what else of the folio stands in the unit.
 
+use core::fmt;
 use core::marker::PhantomData;
 
 use super::{
@@ -12,7 +13,7 @@ use crate::memory::Memory;
 use crate::sync::Count32;
 
 /// What is counted.
-pub trait Unit: Copy + core::fmt::Debug + Send + Sync + 'static {
+pub trait Unit: Copy + fmt::Debug + Send + Sync + 'static {
     /// The scheme's name on the command line.
     const NAME: &'static str;
     /// What the caller must look at.
@@ -173,6 +174,10 @@ impl<U: Unit> Large for FirstLast<U> {
 
     fn by_level<M: Memory>(_t: &Target<'_, M>) -> Answer<ByLevel> {
         Answer::Cannot
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "{}", count(t).get())
     }
 
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, _seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -5,12 +5,14 @@
 //! the counts of the pages that it keeps; one that gets its last page takes them back. What a region had before and has behind a batch
 //! the caller counts, over all tables of the region's window on the folio.
 
+use core::fmt;
+
 use super::{
     Answer, Batch, ByLevel, Countdown, Delta, Evidence, Large, Needs, Neighbours, Refused, Share, Sides, Target, Truth,
-    ensure,
+    ensure, show_runs,
 };
 use crate::memory::Memory;
-use crate::sync::{BitGuard, Field, lock_bit};
+use crate::sync::{Field, StateGuard, lock_state};
 
 const FULL: Field<0, 31> = Field;
 const PARTIAL: Field<31, 31> = Field;
@@ -70,12 +72,12 @@ fn visible<M: Memory>(t: &Target<'_, M>) -> u64 {
 struct Change<'t, 'a, M> {
     t: &'t Target<'a, M>,
     visible: u64,
-    _guard: BitGuard<'a>,
+    _guard: StateGuard<'a>,
 }
 
 impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
     fn begin(t: &'t Target<'a, M>) -> Self {
-        let _guard = lock_bit(&t.state[0], LOCK);
+        let _guard = lock_state(&t.state[0], LOCK);
         Self { t, visible: visible(t), _guard }
     }
 
@@ -254,6 +256,12 @@ impl Large for FullPartial {
 
     fn by_level<M: Memory>(_t: &Target<'_, M>) -> Answer<ByLevel> {
         Answer::Cannot
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let FullPartialCounters { full, partial } = Self::counters(t);
+        write!(out, "full {full}, partial {partial}; pages")?;
+        show_runs(t, out)
     }
 
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -1,6 +1,8 @@
 //! Where the schemes differ: folios of order 1 and above. One of order 0 has leaves over one page, each of which is a leaf, a tuple and a region's at
 //! once, so all schemes that count keep the same for it: one number.
 
+use core::fmt;
+
 use super::{
     Accounting, Answer, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides, Target,
     Truth, answers_agree,
@@ -10,7 +12,7 @@ use crate::sync::Count32;
 
 /// A scheme's way with folios of order 1 and above; what the functions are for is said at [`Accounting`].
 #[expect(missing_docs, reason = "each item is the one of its name in `Accounting`")]
-pub trait Large: Copy + core::fmt::Debug + Send + Sync + 'static {
+pub trait Large: Copy + fmt::Debug + Send + Sync + 'static {
     const NAME: &'static str;
     const NEEDS: Needs = Needs::NOTHING;
     const STATE_WORDS: usize;
@@ -55,6 +57,12 @@ pub trait Large: Copy + core::fmt::Debug + Send + Sync + 'static {
         Self::leaves(t).map(Countdown::Leaves)
     }
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel>;
+
+    /// The counters as text.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result;
 
     /// What must hold of the state.
     ///
@@ -226,6 +234,13 @@ impl<S: Large> Accounting for S {
         match t.small {
             Some(count) => Answer::Exact([count.get().into(), 0, 0]),
             None => <S as Large>::by_level(t),
+        }
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        match t.small {
+            Some(count) => write!(out, "{}", count.get()),
+            None => <S as Large>::show(t, out),
         }
     }
 

@@ -205,6 +205,12 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// Q17: how many leaves of each size map it?
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel>;
 
+    /// Writes the counters as text, in the words of SCHEMES.md; owners by their number.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result;
+
     /// Compares the scheme's state and answers with what a recount found; what is wrong, by name.
     ///
     /// All of the state that follows from the leaves must be what the leaves say (SCHEMES.md, invariants). An exact answer must be the
@@ -220,6 +226,20 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn each<M: Memory>(t: &Target<'_, M>, visit: &mut dyn FnMut(&dyn Answers)) {
         visit(&Asked::<M, Self>::new(t));
     }
+}
+
+/// The counts of all pages, as `value x pages` for each run of equal ones.
+fn show_runs<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+    let (mut value, mut pages) = (t.page(0).get(), 0);
+    for page in 0..t.pages() {
+        let count = t.page(page).get();
+        if count != value {
+            write!(out, " {value}x{pages}")?;
+            (value, pages) = (count, 0);
+        }
+        pages += 1;
+    }
+    write!(out, " {value}x{pages}")
 }
 
 // The sizes that SCHEMES.md states.

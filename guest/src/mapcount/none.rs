@@ -3,6 +3,8 @@
 //! Nothing is counted but references, which every scheme has. Whether a folio is mapped or shared takes an rmap walk; a write fault
 //! reuses a page only by its exclusive bit.
 
+use core::fmt;
+
 use super::{Accounting, Answer, Batch, ByLevel, Countdown, Delta, Needs, Neighbours, Refused, Share, Target};
 use crate::memory::Memory;
 
@@ -26,6 +28,9 @@ impl Accounting for None {
     }
     fn collapse<M: Memory>(_t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
         Delta::default()
+    }
+    fn show<M: Memory>(_t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str("nothing")
     }
     fn mapped<M: Memory>(_t: &Target<'_, M>) -> Answer<bool> {
         Answer::Walk

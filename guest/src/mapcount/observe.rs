@@ -1,5 +1,7 @@
 //! Two schemes at once: the first answers, the second observes. Nest them to watch any number in one run.
 
+use core::fmt;
+
 use super::{
     Accounting, Answer, Answers, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides,
     Target, Truth,
@@ -103,6 +105,10 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
             B::relearn(&Self::second(t), owner, count);
         }
     }
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        A::show(&Self::first(t), out)
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::mapped(&Self::first(t))
     }

@@ -3,7 +3,11 @@
 //! As an observer it counts what it is *told*: leaves, and how many of them cover each page. A recount counts what is *there*. A
 //! difference means that somebody changed entries without saying so.
 
-use super::{Accounting, Answer, Batch, ByLevel, Countdown, Delta, Needs, Neighbours, Refused, Share, Target};
+use core::fmt;
+
+use super::{
+    Accounting, Answer, Batch, ByLevel, Countdown, Delta, Needs, Neighbours, Refused, Share, Target, show_runs,
+};
 use crate::memory::Memory;
 use crate::sync::Count32;
 
@@ -117,6 +121,14 @@ impl Accounting for Oracle {
     fn collapse<M: Memory>(t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
         Count32::low(&t.state[0]).sub(511);
         Delta::default()
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "M {}; pages", Self::told_leaves(t))?;
+        match t.small {
+            Some(count) => write!(out, " {}x1", count.get()),
+            None => show_runs(t, out),
+        }
     }
 
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {

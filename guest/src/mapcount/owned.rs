@@ -3,6 +3,7 @@
 //! One locked operation per batch, whatever its length and level: taking the lock, which lives beside the owner ids; the
 //! new ids are stored with the lock released. A folio of order 0 has one count, M, and is shared when that is above 1.
 
+use core::fmt;
 use core::marker::PhantomData;
 
 use super::slots::{self, Locked, Slots};
@@ -10,7 +11,7 @@ use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Needs, Neighbours, R
 use crate::memory::Memory;
 
 /// What a scheme keeps beside M and the slots: one word behind them, under their lock. `leaves` is M everywhere.
-pub trait Extent: Copy + core::fmt::Debug + Send + Sync + 'static {
+pub trait Extent: Copy + fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// The scheme's name on the command line.
     const NAME: &'static str;
     /// Whether an owner without a slot, whose leaves were counted, gets one.
@@ -267,6 +268,15 @@ impl<X: Extent> Large for Owned<X> {
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
         let known = Known::<X>::read(t);
         known.extent.by_level(t, known.slots.leaves)
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let counters = Self::counters(t);
+        write!(out, "M {}, {};", counters.leaves, counters.extent)?;
+        for (owner, leaves) in counters.slots.iter().filter(|slot| slot.0 != 0) {
+            write!(out, " {owner}:{leaves}")?;
+        }
+        out.write_str(if counters.shared { " shared" } else { " one owner" })
     }
 
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -4,6 +4,8 @@
 //! order, where T alone is ambiguous. The rest is what M, T and P allow to say: never more pages mapped than T; a page charged as min(1, P / T), so that the
 //! parts of all owners sum to min(T, P); and an owner that came when both slots were taken gets one as soon as somebody counts its leaves.
 
+use core::fmt;
+
 use super::owned::{Extent, Owned, OwnedCounters};
 use super::{Answer, Batch, ByLevel, Share, Target, Truth, ensure};
 use crate::addr::Order;
@@ -103,5 +105,11 @@ impl Extent for Levels {
 
     fn check(self, truth: &Truth) -> Result<(), &'static str> {
         ensure([self.two, self.three] == [truth.levels[1], truth.levels[2]], "leaves of a size")
+    }
+}
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "2M {}, 1G {}", self.two, self.three)
     }
 }

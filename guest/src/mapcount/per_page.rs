@@ -6,8 +6,12 @@
 //! Linux knows no leaf between the two sizes, and none gets in here either. But a 1 GiB leaf that is split becomes 512 of them,
 //! and so do collapsed pages of a folio above order 9: each counts as one leaf and on every page it maps, and `between` says how many there are.
 
+use core::fmt;
+
 use super::sizes::Sizes;
-use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure};
+use super::{
+    Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure, show_runs,
+};
 use crate::addr::Order;
 use crate::memory::Memory;
 use crate::sync::Count32;
@@ -258,6 +262,13 @@ impl Large for PerPage {
         let PerPageCounters { entire, leaves, between, .. } = Self::counters(t);
         let sizes = Sizes { entire: entire.into(), between: between.into() };
         Answer::Exact(sizes.by_level(t, leaves.into()))
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let PerPageCounters { entire, visible, leaves, .. } = Self::counters(t);
+        let (mark, visible) = if visible >= ENTIRE_MAPPED { ("EM+", visible - ENTIRE_MAPPED) } else { ("", visible) };
+        write!(out, "entire {entire}, visible {mark}{visible}, leaves {leaves}; pages")?;
+        show_runs(t, out)
     }
 
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -1,5 +1,7 @@
 //! What a scheme is asked, and how sure it is (SCHEMES.md, questions).
 
+use core::fmt;
+
 use super::{Accounting, Evidence, Target, Truth};
 use crate::addr::Order;
 use crate::memory::Memory;
@@ -111,6 +113,11 @@ pub trait Answers {
     fn scheme(&self) -> &'static str;
     /// About the folio, as `owner` would ask; `refs` are its references.
     fn folio(&self, owner: u32, refs: u64) -> FolioAnswers;
+    /// Its counters as text.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn show(&self, out: &mut dyn fmt::Write) -> fmt::Result;
     /// About its page `page`.
     fn page(&self, page: u64, owner: u32) -> PageAnswers;
 }
@@ -146,6 +153,10 @@ impl<M: Memory, A: Accounting> Answers for Asked<'_, '_, M, A> {
             early_stop: A::early_stop(t),
             by_level: A::by_level(t),
         }
+    }
+
+    fn show(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        A::show(self.target, out)
     }
 
     fn page(&self, page: u64, owner: u32) -> PageAnswers {

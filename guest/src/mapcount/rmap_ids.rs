@@ -9,6 +9,7 @@
 //!
 //! M and the two sizes beside it are `mm-owner`'s, and so are the answers that do not ask for owners.
 
+use core::fmt;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -17,7 +18,7 @@ use super::sizes::Sizes;
 use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure};
 use crate::addr::Order;
 use crate::memory::Memory;
-use crate::sync::{BitGuard, Field, lock_bit};
+use crate::sync::{Field, StateGuard, lock_state};
 
 const LEAVES: Field<0, 32> = Field;
 const LOCK: u64 = 1 << 63;
@@ -107,7 +108,7 @@ impl RmapIds {
             let leaves = count.get().into();
             return RmapIdsCounters { leaves, sizes: Sizes::unpack(0), sums: [0; SubIds::MOST] };
         }
-        let _guard = lock_bit(&t.state[0], LOCK);
+        let _guard = lock_state(&t.state[0], LOCK);
         let sums = core::array::from_fn(|nth| t.state[SUMS + nth].load(Relaxed));
         RmapIdsCounters { leaves: leaves(t), sizes: Sizes::unpack(t.state[SIZES].load(Relaxed)), sums }
     }
@@ -128,12 +129,12 @@ struct Change<'a> {
     subs: SubIds,
     leaves: u64,
     sizes: Sizes,
-    guard: BitGuard<'a>,
+    guard: StateGuard<'a>,
 }
 
 impl<'a> Change<'a> {
     fn begin<M: Memory>(t: &Target<'a, M>) -> Self {
-        let guard = lock_bit(&t.state[0], LOCK);
+        let guard = lock_state(&t.state[0], LOCK);
         let sizes = Sizes::unpack(t.state[SIZES].load(Relaxed));
         Self { state: t.state, subs: SubIds::of(t.order), leaves: leaves(t), sizes, guard }
     }
@@ -272,6 +273,12 @@ impl Large for RmapIds {
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
         let RmapIdsCounters { leaves, sizes, .. } = Self::counters(t);
         Answer::Exact(sizes.by_level(t, leaves))
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        let counters = Self::counters(t);
+        write!(out, "M {}, {}; sums", counters.leaves, counters.sizes)?;
+        counters.sums[..SubIds::of(t.order).count()].iter().try_for_each(|sum| write!(out, " {sum:#x}"))
     }
 
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -4,6 +4,8 @@
 //! Linux knows no others, and none gets in. But a 1 GiB leaf that is split becomes 512 leaves between the two sizes, and so do
 //! collapsed pages of a folio above order 9. Linux would take such a folio for partly mapped; `between` says how many there are.
 
+use core::fmt;
+
 use super::{Batch, ByLevel, Refused, Target};
 use crate::addr::Order;
 use crate::memory::Memory;
@@ -86,5 +88,12 @@ impl Sizes {
     pub(super) fn by_level<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> ByLevel {
         let pages = leaves - self.entire - self.between;
         if t.order == Order::HUGE { [pages, self.entire, 0] } else { [pages, self.between, self.entire] }
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entire {}", self.entire)?;
+        if self.between > 0 { write!(f, ", between {}", self.between) } else { Ok(()) }
     }
 }

@@ -5,12 +5,11 @@
 //!
 //! One locked operation per change: taking the lock, which lives beside the owner ids; the new ids are stored with the lock released.
 
-use core::hint::spin_loop;
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::{Evidence, Truth, ensure};
-use crate::sync::Field;
+use crate::sync::{Field, take_bit};
 
 // Word 0: both owner ids, the maybe-shared bit, the lock. Word 1: M, leaves of slot 0. Word 2: leaves of slot 1.
 const ID0: Field<0, 31> = Field;
@@ -45,11 +44,7 @@ pub(super) struct Locked<'a> {
 impl<'a> Locked<'a> {
     pub(super) fn new(words: &'a [AtomicU64]) -> Self {
         let words = &words[..WORDS];
-        let mut ids = words[0].fetch_or(LOCK, Acquire); // pairs with the Release in `store`
-        while ids & LOCK != 0 {
-            spin_loop();
-            ids = words[0].fetch_or(LOCK, Acquire);
-        }
+        let ids = take_bit(&words[0], LOCK);
         let one = words[1].load(Relaxed);
         let slots = Slots {
             leaves: LOW.of(one),

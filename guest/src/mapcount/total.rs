@@ -3,6 +3,8 @@
 //! M counts leaves of any order, T the pages they map; T never changes when a leaf is split. The slots hold how many leaves each of
 //! two owners has; a third makes the folio *maybe shared* until it drains. "Exclusive" is never wrong; "shared" may be.
 
+use core::fmt;
+
 use super::owned::{Extent, Owned, OwnedCounters, average};
 use super::{Answer, Batch, ByLevel, Share, Target, Truth, ensure};
 use crate::addr::Order;
@@ -68,5 +70,11 @@ impl Extent for TotalMapped {
 
     fn check(self, truth: &Truth) -> Result<(), &'static str> {
         ensure((self.0 - truth.leaves).is_multiple_of(511), "T - M")
+    }
+}
+
+impl fmt::Display for TotalMapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "T {}", self.0)
     }
 }

@@ -3,6 +3,8 @@
 //! Two bits. *Many* stays: from there it does not follow how many are left, and only a [repair](Accounting::repair) by an rmap walk leads
 //! back. As for `vmas`, the caller looks for what else the region maps.
 
+use core::fmt;
+
 use super::{
     Accounting, Answer, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides, Target,
     Truth, answers_agree, ensure,
@@ -172,6 +174,10 @@ impl Accounting for ZeroOneTwoMany {
 
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
         Self::page_count(t, 0).map(|leaves| [leaves, 0, 0])
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str(["zero", "one", "two", "many"][state(t).get() as usize])
     }
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {

@@ -16,6 +16,7 @@ use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Place};
+use crate::sync::tally::{Call, counting};
 use crate::sync::{lock_word, read_lock, write_lock};
 use crate::trace::stack_grows;
 
@@ -279,7 +280,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Tells the counts of leaves that are about to appear.
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        let delta = A::add(&self.counts(folio), batch, beside)?;
+        let delta = counting(Call::Add, || A::add(&self.counts(folio), batch, beside))?;
         self.statistics.adds.fetch_add(1, Relaxed);
         self.note(folio, delta);
         Ok(())

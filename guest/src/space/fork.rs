@@ -6,6 +6,7 @@ use crate::format::{Attrs, LongMode};
 use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
+use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -116,7 +117,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let batch = Batch { region: copy.region(), table: child.table(), owner: copy.space().0, ..batch };
         let beside = self.beside(child, copy, folio, i..i + n);
         folio.get(batch.leaves());
-        match A::dup(&self.counts(folio), &batch, beside) {
+        match counting(Call::Dup, || A::dup(&self.counts(folio), &batch, beside)) {
             Ok(delta) => {
                 self.statistics.adds.fetch_add(1, Relaxed);
                 self.note(folio, delta);

@@ -41,6 +41,7 @@ use crate::mapcount::{
 };
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part, Tables};
+use crate::sync::tally::{Call, counting};
 use crate::sync::{WordGuard, lock_word};
 
 /// One past the last page number of a tenant.
@@ -502,7 +503,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if dirty && !folio.is_anon() {
             folio.set_flags(FolioFlags::DIRTY);
         }
-        let delta = A::sub(&self.counts(folio), &batch, beside);
+        let delta = counting(Call::Sub, || A::sub(&self.counts(folio), &batch, beside));
         self.statistics.subs.fetch_add(1, Relaxed);
         self.note(folio, delta);
         if delta.maybe_partial {

@@ -10,6 +10,7 @@ use crate::format::{Attrs, LongMode};
 use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part};
+use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
 
 /// What does not tell mappings apart here: advice, and whether it began as heap.
@@ -229,7 +230,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let new = Batch { region: target.region(), table: to.table(), ..batch };
             let here = self.beside(part, vma, folio, range.start..range.start + n);
             let there = self.beside(to, target, folio, j..j + n);
-            let delta = A::moved(&self.counts(folio), &batch, here, &new, there);
+            let delta = counting(Call::Moved, || A::moved(&self.counts(folio), &batch, here, &new, there));
             self.note(folio, delta);
         }
         n

@@ -10,6 +10,7 @@ use crate::format::{Attrs, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Sides};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Tables};
+use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
@@ -34,7 +35,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(error);
         }
         let beside = self.beside_in_table(part, vma, folio, i..i + 1);
-        let delta = A::split(&self.counts(folio), &batch, beside);
+        let delta = counting(Call::Split, || A::split(&self.counts(folio), &batch, beside));
         self.note(folio, delta);
         self.statistics.splits.fetch_add(1, Relaxed);
         Ok(())
@@ -77,7 +78,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         drop(part);
         // Flush first: until then an MMU may still reach the folio through the old table.
         self.finish(&space, &mut flush);
-        let delta = A::collapse(&self.counts(folio), &batch, beside);
+        let delta = counting(Call::Collapse, || A::collapse(&self.counts(folio), &batch, beside));
         self.note(folio, delta);
         self.put(folio, 511);
         true
@@ -199,7 +200,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 if let Some(folio) = leaf_at(at).and_then(|pfn| self.folio(pfn)) {
                     let window = vma.window(folio, span.clone());
                     if window.end > page && count(folio, window.start..at) == 0 && count(folio, page..window.end) > 0 {
-                        tell(&self.counts(folio));
+                        counting(Call::Cut, || tell(&self.counts(folio)));
                     }
                 }
                 at += step;
@@ -236,7 +237,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     let below = self.pages_of(vma, folio, window.start..page);
                     let above = self.pages_of(vma, folio, page..window.end);
                     if above > 0 {
-                        tell(&self.counts(folio), Sides { below, above });
+                        counting(Call::Cut, || tell(&self.counts(folio), Sides { below, above }));
                     }
                 }
                 i += n;
