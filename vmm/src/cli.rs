@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quire::addr::Order;
 use quire::mapcount::Scheme;
+use serde::Serialize;
 
 use crate::doctor::{self, Host};
 use crate::error::Error;
@@ -18,7 +19,7 @@ use crate::record::{RecordOptions, record};
 use crate::replay::{Backend, Config, Ring, replay};
 use crate::report::Report;
 use crate::workload::Workload;
-use crate::{flat, kernel};
+use crate::{flat, kernel, schemes};
 
 const ABOUT: &str = "Maps memory in large folios on real page tables and counts who maps them";
 
@@ -60,6 +61,11 @@ An ELF file with a PVH note: `qemu-system-x86_64 -kernel quire.elf` boots it. --
 to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it (or write it alone with \
 --orders, as the PVH module: -initrd). Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
     Kernel(KernelArgs),
+    /// Say what each scheme keeps, which locked operations it takes and which questions it answers
+    #[command(after_help = "\
+Nothing of it is written down: every scheme is run in this process, its locked operations are counted and its answers asked for, so the tables \
+cannot drift from the code. guest/SCHEMES.md says what each scheme is and where it comes from.")]
+    Schemes(SchemesArgs),
     /// Say what this host offers and lacks, and how to get it
     Doctor,
 }
@@ -103,6 +109,13 @@ struct RunArgs {
     /// Seed of the words that tenants store
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Print JSON instead of text, or write it to FILE beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+}
+
+#[derive(Args, Debug)]
+struct SchemesArgs {
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     json: Option<Option<PathBuf>>,
@@ -163,6 +176,10 @@ pub fn main() -> ExitCode {
         None => run(&RunArgs::parse_from_defaults()),
         Some(Command::Record(args)) => write_trace(&args),
         Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Schemes(args)) => {
+            let schemes = schemes::examine();
+            show(&schemes, args.json.as_ref()).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Doctor) => print(&doctor::examine().to_string()).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -228,15 +245,7 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     config.backend = backend;
     let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
     let report = Report::new(&workload, &config, &measured, Host::here());
-    let json = || serde_json::to_string(&report).map_err(|error| Error::Exit(error.to_string()));
-    match &args.json {
-        Some(None) => print(&(json()? + "\n"))?,
-        Some(Some(file)) => {
-            write(file, (json()? + "\n").as_bytes())?;
-            print(&report.to_string())?;
-        }
-        None => print(&report.to_string())?,
-    }
+    show(&report, args.json.as_ref())?;
     if measured.passed {
         return Ok(ExitCode::SUCCESS);
     }
@@ -264,6 +273,17 @@ fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
         summary.status,
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints `report` as text, or as JSON; or writes the JSON to a file beside the text.
+fn show<R: Serialize + std::fmt::Display>(report: &R, json: Option<&Option<PathBuf>>) -> Result<(), Error> {
+    let text = || serde_json::to_string(report).map(|json| json + "\n").map_err(|error| Error::Exit(error.to_string()));
+    match json {
+        Some(None) => return print(&text()?),
+        Some(Some(file)) => write(file, text()?.as_bytes())?,
+        None => {}
+    }
+    print(&report.to_string())
 }
 
 fn write_kernel(args: &KernelArgs) -> Result<(), Error> {

@@ -6,7 +6,7 @@
 //! Above that, [`workload`] reads a trace, [`mod@replay`] runs it in a VM or in this process, and [`report`] says what came of it;
 //! [`cli`] is the program around it all.
 //! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
-//! [`mod@record`] makes the traces that the guest replays.
+//! [`mod@record`] makes the traces that the guest replays. [`schemes`] shows what each way of counting keeps, costs and answers.
 
 pub mod boot;
 pub mod cli;
@@ -24,6 +24,7 @@ pub mod record;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod schemes;
 pub mod stats;
 pub mod vcpu;
 pub mod walk;

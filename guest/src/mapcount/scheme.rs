@@ -54,16 +54,16 @@ pub trait UnderScheme {
 impl Scheme {
     /// All of them.
     pub const EACH: [Self; 11] = [
-        Self::Total,
-        Self::PerLevel,
-        Self::None,
         Self::PerPage,
         Self::Tuples,
         Self::Vmas,
         Self::FullPartial,
+        Self::None,
         Self::ZeroOneTwoMany,
         Self::MmOwner,
+        Self::Total,
         Self::RmapIds,
+        Self::PerLevel,
         Self::All,
     ];
 
