@@ -8,6 +8,7 @@
 
 mod advise;
 mod deferred;
+mod driver;
 mod fault;
 mod fork;
 mod map;
@@ -25,7 +26,7 @@ pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
 pub use object::ObjectId;
 pub use reverse::{SpaceBusy, UnmapFailed};
-pub use vma::{Vma, VmaFlags};
+pub use vma::{Tracking, Vma, VmaFlags};
 
 use core::fmt;
 use core::marker::PhantomData;
