@@ -256,6 +256,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.put(folio, leaves as u32);
             result
         };
+        if leaves as u64 > self.ref_limit.load(Relaxed) {
+            return undo(Err(FaultError::Refused(Refused::Overflow)));
+        }
         let part = match space.table().cursor(self, first, first + folio.pages()).open(level) {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
@@ -381,7 +384,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let pages = range.len() as u64 * step;
         let batch = batch(vma, &part, first, pages);
         let beside = self.beside(&part, vma, folio, range.clone());
-        folio.get(batch.leaves());
+        self.take(folio, batch.leaves()).map_err(FaultError::Refused)?;
         if let Err(refused) = self.count(folio, &batch, beside) {
             self.put(folio, batch.leaves());
             return Err(FaultError::Refused(refused));

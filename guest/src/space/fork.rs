@@ -118,7 +118,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
         let batch = Batch { region: copy.region(), table: child.table(), owner: copy.space().0, ..batch };
         let beside = self.beside(child, copy, folio, i..i + n);
-        folio.get(batch.leaves());
+        self.take(folio, batch.leaves()).map_err(MapError::Refused)?;
         match A::dup(&self.counts(folio), &batch, beside) {
             Ok(delta) => {
                 self.statistics.adds.fetch_add(1, Relaxed);
