@@ -4,7 +4,8 @@ mod world;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use quire::addr::{Level, Order};
+use quire::addr::{Level, Order, Pfn};
+use quire::audit::Mismatch;
 use quire::folio::FolioFlags;
 use quire::mapcount::{Accounting, Refused, Total, Tuples, Vmas};
 use quire::memory::Memory;
@@ -189,4 +190,50 @@ fn too_many_insertions_are_refused() {
     under::<Total>();
     under::<Tuples>();
     under::<Vmas>();
+}
+
+/// Leaves that are in the wrong class, which no call of the manager makes: the recount sees each.
+#[test]
+fn the_recount_knows_the_classes() {
+    let machine = machine_of(FRAMES);
+    let world = World::new(&machine, huge());
+    let (manager, device) = (&world.manager, world.device());
+    let driver = manager.create_driver(4).unwrap();
+    let folio = manager.driver_folio(driver, 0, Order::BASE).unwrap();
+    let space = world.anon(1);
+    let [private, window, mixed] = [2, 3, 4].map(|i| i * BASE);
+    world.map(space, private, 4, RW, Map::PrivateDevice(device));
+    world.map(space, window, 4, RW, Map::Device(device));
+    world.map(space, mixed, 4, RW, Map::Mixed(driver, 0));
+    manager.insert_page(space, at(mixed), folio).unwrap();
+    manager.insert_frame(space, at(mixed + 1), device).unwrap();
+    for page in [BASE, private + 1, window] {
+        world.write(space, page, 1);
+    }
+    world.read(space, private);
+    world.audit();
+    // Bits of an entry: the software bit of untracked leaves, and the one of writable leaves.
+    const UNTRACKED: u64 = 1 << 10;
+    const WRITE: u64 = 1 << 1;
+    let first_of = |page: u64, change: &dyn Fn(u64) -> u64| {
+        let (place, _) = manager.page_table(space).lookup(manager, page).unwrap();
+        let word = &machine.frame(place.table).0[place.level.index(page)];
+        let before = word.load(Relaxed);
+        word.store(change(before), Relaxed);
+        let found = world.recount();
+        word.store(before, Relaxed);
+        world.audit();
+        found.first.expect("a mismatch").0
+    };
+    let frame = |pfn: Pfn| move |entry: u64| entry & 0xfff0_0000_0000_0fff | pfn.raw() << 12;
+    assert_eq!(first_of(BASE, &|entry| entry | UNTRACKED), Mismatch::Place, "untracked in a tracked region");
+    assert_eq!(first_of(window, &|entry| entry & !UNTRACKED), Mismatch::NoFolio, "a device page as a folio's");
+    assert_eq!(first_of(mixed + 1, &|entry| entry & !UNTRACKED), Mismatch::NoFolio, "likewise");
+    assert_eq!(first_of(mixed, &|entry| entry | UNTRACKED), Mismatch::Class, "a folio's frame as a raw one");
+    assert_eq!(first_of(mixed + 1, &frame(manager.root(space))), Mismatch::Class, "a table as a raw frame");
+    assert_eq!(first_of(window, &frame(device.add(1))), Mismatch::Place, "another frame of the device");
+    assert_eq!(first_of(private, &|entry| entry | WRITE), Mismatch::Exclusive, "stores that miss the copy");
+    let shared = |entry: u64| frame(folio.head())(entry) & !UNTRACKED;
+    assert_eq!(first_of(window, &shared), Mismatch::Class, "a driver's folio in a window");
+    world.end(&[driver]);
 }
