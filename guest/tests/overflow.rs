@@ -175,6 +175,7 @@ fn only_new_mappings_are_refused() {
     under::<MmOwner>();
     under::<Vmas>();
     under::<ZeroOneTwoMany>();
+    under::<Everything>();
 }
 
 /// A folio whose leaves would have more references than it may is not made, whatever the scheme: a smaller one is.
