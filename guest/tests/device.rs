@@ -4,8 +4,9 @@ mod world;
 
 use quire::addr::{Order, Pfn};
 use quire::format::Attrs;
+use quire::mapcount::Total;
 use quire::memory::Memory;
-use quire::space::{FaultError, FaultKind, Map, MapError, SpaceId, Tracking};
+use quire::space::{FaultError, FaultKind, Manager, Map, MapError, SpaceId, Tracking};
 use quire::trace::Advice;
 use std::sync::atomic::Ordering::Relaxed;
 use world::{BASE, DEVICE_FRAMES, FRAMES, R, RW, World, at, huge, machine_of};
@@ -215,4 +216,17 @@ fn what_the_manager_owns_is_no_device() {
     assert_eq!(world.read(space, BASE), 1, "nothing was unmapped for it");
     world.audit();
     world.end(&[]);
+}
+
+/// A window that begins before the manager's frames and reaches into them.
+#[test]
+fn a_window_ends_where_the_managers_frames_begin() {
+    let machine = machine_of(FRAMES);
+    let manager: Manager<_, Total> = Manager::new(&machine, &[Pfn::new(1024)..Pfn::new(FRAMES)], true, huge()).unwrap();
+    let space = manager.create_space().unwrap();
+    let window = Map::Device(Pfn::new(300));
+    assert_eq!(manager.map(space, at(BASE), 725, RW, window), Err(MapError::WrongKind));
+    assert_eq!(manager.map(space, at(BASE), 724, RW, window), Ok(()));
+    manager.destroy_space(space);
+    assert!(manager.trim());
 }
