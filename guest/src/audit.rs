@@ -13,7 +13,7 @@ use crate::format::{Attrs, Leaf};
 use crate::mapcount::{Accounting, Evidence, Truth};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Place;
-use crate::space::{Manager, PAGES_END, SpaceId, VmaFlags};
+use crate::space::{Manager, PAGES_END, SpaceId, Tracking, VmaFlags};
 
 /// Words of a row.
 const ROW: usize = 8;
@@ -43,6 +43,8 @@ pub enum Mismatch {
     Rights,
     /// A leaf that maps another page than the vma's linear mapping says.
     Place,
+    /// A leaf of a kind that the vma's tracking class does not have, or one marked uncounted that maps memory of the manager.
+    Class,
     /// A page marked exclusive that another leaf maps too.
     Exclusive,
     /// A space's resident pages.
@@ -80,6 +82,7 @@ impl fmt::Display for Mismatch {
             Self::NoFolio => f.write_str("a leaf maps no folio"),
             Self::Rights => f.write_str("a leaf allows more than its vma"),
             Self::Place => f.write_str("a leaf maps another page than its vma says"),
+            Self::Class => f.write_str("a leaf of a kind that its vma does not map"),
             Self::Exclusive => f.write_str("a page marked exclusive is mapped elsewhere too"),
             Self::Rss { has, expected } => write!(f, "Rss {has} where {expected} pages are mapped"),
             Self::Reverse { has, expected } => write!(f, "{has} leaves found from the folio where {expected} are"),
@@ -300,13 +303,24 @@ impl Recount {
             && (!leaf.attrs.has(Attrs::USER) || flags.is_accessible());
         audit.check(rights, leaf.pfn, Mismatch::Rights);
         if leaf.attrs.has(Attrs::UNTRACKED) {
-            audit.check(flags.has(VmaFlags::DEVICE), leaf.pfn, Mismatch::Place);
+            let in_place = match vma.tracking() {
+                Tracking::Tracked => false,
+                Tracking::Pfn => leaf.pfn == vma.frame_at(place.page),
+                Tracking::Mixed => true,
+            };
+            audit.check(in_place && place.level == Level::ONE, leaf.pfn, Mismatch::Place);
+            audit.check(!manager.frames().owns_any(leaf.pfn..leaf.pfn.add(1)), leaf.pfn, Mismatch::Class);
+            let is_safe = !leaf.attrs.has(Attrs::WRITE) || !vma.is_private();
+            audit.check(is_safe, leaf.pfn, Mismatch::Exclusive);
             return 0;
         }
         let Some(folio) = manager.folio(leaf.pfn) else {
             audit.check(false, leaf.pfn, Mismatch::NoFolio);
             return pages;
         };
+        // What is counted in a region of class Pfn is a private copy.
+        let in_class = vma.tracking() != Tracking::Pfn || (folio.is_anon() && folio.order() == Order::BASE);
+        audit.check(in_class, leaf.pfn, Mismatch::Class);
         let mapping = folio.mapping();
         let object = if folio.is_anon() { vma.family() } else { vma.object() };
         let linear = mapping.index + (leaf.pfn.raw() - folio.head().raw()) == vma.index(place.page);

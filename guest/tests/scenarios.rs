@@ -76,6 +76,14 @@ fn slots(slots: [(u32, u64); 2], shared: bool, name: &dyn Fn(u32) -> &'static st
 struct Rows {
     counters: Vec<&'static str>,
     answers: Vec<&'static str>,
+    others: Vec<&'static str>,
+}
+
+/// Leaves larger than a page and smaller than the folio, as M and T have it beside `entire` larger ones.
+fn between(t: &Target<'_, &Machine>, rows: &Rows, entire: u64) -> u64 {
+    let (leaves, pages) = rows.counters[4].split_once(", ").expect("M, T");
+    let number = |cell: &str| cell.parse::<u64>().expect("a number");
+    (number(pages) - number(leaves) - entire * (t.pages() - 1)) / 511
 }
 
 /// A scheme whose columns the tables have.
@@ -105,7 +113,7 @@ impl Shown for PerPage {
         };
         assert_eq!(format!("{} / {visible} / {}", c.entire, c.leaves), rows.counters[1], "entire / visible / leaves");
         assert_eq!(runs((0..t.pages()).map(|page| u64::from(Self::page(t, page)))), rows.counters[2], "page counts");
-        assert_eq!(c.between, 0);
+        assert_eq!(u64::from(c.between), between(t, rows, u64::from(c.entire)));
         assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[0], "mapped pages, per-page");
         assert_eq!(pages(Self::huge_pages(t)), parts(rows.answers[2])[0], "huge pages, per-page");
         assert_eq!(said(Self::partially_mapped(t)), parts(rows.answers[5])[1], "partly mapped, per-page");
@@ -147,7 +155,7 @@ impl Shown for MmOwner {
     fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
         let c = Self::counters(t);
         assert_eq!(format!("{}, {}", c.leaves, c.extent.entire), rows.counters[6], "M, entire");
-        assert_eq!(c.extent.between, 0);
+        assert_eq!(c.extent.between, between(t, rows, c.extent.entire));
         assert_eq!(slots(c.slots, c.shared, name), rows.counters[5], "slots; shared");
         assert_eq!(pages(Self::page_count(t, 0)), rows.answers[0], "average");
         assert_eq!(pages(Self::mapped_pages(t)), parts(rows.answers[1])[2], "mapped pages, mm-owner");
@@ -195,15 +203,47 @@ impl Shown for Vmas {
 }
 
 impl Shown for FullPartial {
-    fn compare(_t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {}
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        assert_eq!(format!("{}, {}", c.full, c.partial), rows.others[0], "full, partial");
+        let pages = runs((0..t.pages()).map(|page| u64::from(Self::page(t, page))));
+        assert_eq!(pages, rows.others[1], "page counts of partial regions");
+        compare_other::<Self>(t, rows, 0);
+        let _ = name;
+    }
 }
 
 impl Shown for RmapIds {
-    fn compare(_t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {}
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        assert_eq!(format!("{}, {}", c.leaves, c.sizes.entire), rows.others[2], "M, entire");
+        assert_eq!(c.sizes.between, between(t, rows, c.sizes.entire));
+        compare_other::<Self>(t, rows, 1);
+        let _ = name;
+    }
 }
 
 impl Shown for PerLevel {
-    fn compare(_t: &Target<'_, &Machine>, _rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {}
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        let small = c.leaves - c.extent.two - c.extent.three;
+        assert_eq!(format!("{small}, {}, {}", c.extent.two, c.extent.three), rows.others[3], "leaves of each size");
+        assert_eq!(slots(c.slots, c.shared, name), rows.counters[5], "slots; shared");
+        compare_other::<Self>(t, rows, 2);
+    }
+
+    fn compare_three(t: &Target<'_, &Machine>, row: &[&'static str], name: &dyn Fn(u32) -> &'static str) {
+        let c = Self::counters(t);
+        assert_eq!(slots(c.slots, c.shared, name), row[1], "slots; shared");
+        assert_eq!(exclusive(Self::maybe_shared(t, 1)), parts(row[2])[1], "exclusive, per-level");
+    }
+}
+
+/// Answers of the scheme with column `nth` in the table of the other three.
+fn compare_other<A: Accounting>(t: &Target<'_, &Machine>, rows: &Rows, nth: usize) {
+    assert_eq!(pages(A::mapped_pages(t)), parts(rows.others[4])[nth], "mapped pages, {}", A::NAME);
+    assert_eq!(said(A::partially_mapped(t)), parts(rows.others[7])[nth], "partly mapped, {}", A::NAME);
+    assert_eq!(exclusive(A::maybe_shared(t, 1)), parts(rows.others[8])[nth], "exclusive, {}", A::NAME);
 }
 
 impl Shown for Oracle {
@@ -342,7 +382,11 @@ impl<A: Shown> Stage<'_, A> {
         assert_eq!(found.map(|n| n.to_string())[..], expected[..7], "M T E U K V O");
         assert_eq!(runs((0..folio.pages()).map(cover)), expected[7], "leaves over each page");
 
-        let rows = Rows { counters: row("The counters", scenario), answers: row("The answers", scenario) };
+        let rows = Rows {
+            counters: row("The counters", scenario),
+            answers: row("The answers", scenario),
+            others: row("Full and partial, ids, levels", scenario),
+        };
         let leaf_refs = folio.refs() - u64::from(folio.flags().has(FolioFlags::CACHE));
         assert_eq!(leaf_refs.to_string(), rows.counters[0], "references");
         let name = |owner| if owner == self.p.raw() { "p" } else { "c" };
@@ -361,8 +405,14 @@ impl<A: Shown> Stage<'_, A> {
 
         let average: f64 = rows.answers[0].parse().expect("an average");
         for (space, cell) in self.manager.spaces().zip([rows.answers[3], rows.answers[4]]) {
-            let exact = self.pss(space, |page| cover(page) as f64);
+            let exact = (self.pss(space, |page| cover(page) as f64) * 1e4).round() / 1e4;
             assert_eq!(format!("{exact} / {}", self.pss(space, |_| average)), cell, "Pss of {}", name(space.raw()));
+        }
+        // Of `per-level`, which makes it of T: the parts sum to min(T, P).
+        let per_page = truth.total as f64 / truth.total.min(folio.pages()) as f64;
+        for (space, cell) in self.manager.spaces().zip([rows.others[5], rows.others[6]]) {
+            let ours = (self.pss(space, |_| per_page) * 1e4).round() / 1e4;
+            assert_eq!(ours.to_string(), cell, "Pss of {} under per-level", name(space.raw()));
         }
     }
 
@@ -455,6 +505,28 @@ fn s7_fork_of_pages<A: Shown>() {
     });
 }
 
+fn s8_511_forks<A: Shown>() {
+    play_in::<A>(2 * FRAMES, by_pages(), |stage| {
+        stage.anon(512);
+        let children: Vec<_> = (0..511).map(|_| stage.fork()).collect();
+        stage.see("S8", 0);
+        for space in children.into_iter().chain([stage.p]) {
+            stage.unmap(space, 1..512);
+        }
+        stage.see("S8b", 0);
+    });
+}
+
+fn s8c_seven_forks_of_a_huge_leaf<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        stage.anon(512);
+        for _ in 0..7 {
+            stage.fork();
+        }
+        stage.see("S8c", 0);
+    });
+}
+
 fn s9_twice_by_one_owner<A: Shown>() {
     play::<A>(by_pages(), |stage| {
         stage.file(AT, 512, Some(ELSEWHERE));
@@ -479,12 +551,93 @@ fn s11_cut_by_mprotect<A: Shown>() {
     });
 }
 
+/// Splits the leaf at [`AT`], which is larger than `pages`, and leaves no other trace.
+fn split_at_the_start<A: Shown>(stage: &Stage<'_, A>, pages: u64) {
+    for prot in [READ, READ_WRITE] {
+        stage.manager.protect(stage.p, AT, pages, prot).expect("protected");
+    }
+    stage.manager.repair(stage.folio());
+}
+
+fn s12_a_gigabyte<A: Shown>() {
+    play_in::<A>(1 << 19, Policy { max_leaf: Level::THREE, ..huge() }, |stage| {
+        let file = stage.manager.create_object(ObjectKind::Shared, 0, 1 << 18, Order::MAX).expect("frames");
+        stage.manager.map(stage.p, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(stage.p, AT, true);
+        stage.find(AT);
+        stage.see("S12a", 0);
+        split_at_the_start(stage, 512);
+        stage.see("S12b", 0);
+        split_at_the_start(stage, 1);
+        stage.see("S12c", 0);
+        let second = stage.manager.create_space().expect("a frame");
+        stage.manager.map(second, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+        stage.touch(second, AT, true);
+        stage.see("S12d", 0);
+        stage.unmap(stage.p, 300..1 << 17);
+        stage.recount();
+    });
+}
+
+fn s13_larger_than_its_leaves<A: Shown>() {
+    play_in::<A>(4 * FRAMES, Policy::only(Order::new(11)), |stage| {
+        stage.anon(2048);
+        stage.see("S13a", 0);
+        // To where the second half lies behind the border: congruent, so nothing is split.
+        let across = Gva::new(4 << 30).page() - 1024;
+        stage.manager.remap(stage.p, AT, 2048, Gva::from_page(across), 2048).expect("moved");
+        stage.see("S13c", 0);
+        stage.manager.remap(stage.p, Gva::from_page(across), 2048, AT, 2048).expect("moved");
+        stage.see("S13a", 0);
+        split_at_the_start(stage, 100);
+        stage.see("S13b", 0);
+        stage.unmap(stage.p, 300..700);
+        stage.recount();
+        let child = stage.fork();
+        stage.touch(child, AT.add_pages(1600), true);
+        stage.recount();
+        stage.exit(child);
+    });
+}
+
 fn s14_small_copy_of_a_large_folio<A: Shown>() {
     play::<A>(Policy::only(Order::new(4)), |stage| {
         stage.anon(16);
         let child = stage.fork();
         stage.touch(child, AT.add_pages(3), true);
         stage.see("S14", 1);
+    });
+}
+
+fn s16_two_huge_leaves_and_a_page<A: Shown>() {
+    play::<A>(huge(), |stage| {
+        let file = stage.file(AT, 512, Option::None);
+        let second = stage.manager.create_space().expect("a frame");
+        for (at, pages) in [(AT, 512), (ELSEWHERE, 1)] {
+            stage.manager.map(second, at, pages, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+            stage.touch(second, at, false);
+        }
+        stage.see("S16", 0);
+    });
+}
+
+/// 1 GiB of anonymous memory by one leaf, a fork, and a store: the leaf is split twice, and one page copied.
+fn a_gigabyte_is_copied_by_the_page<A: Shown>() {
+    play_in::<A>(1 << 19, Policy { max_leaf: Level::THREE, ..Policy::only(Order::MAX) }, |stage| {
+        stage.anon(1 << 18);
+        let truth = |stage: &Stage<'_, A>| {
+            stage.recount();
+            let truth = stage.recount.truth(&stage.manager, stage.folio());
+            (truth.leaves, truth.total, truth.entire)
+        };
+        assert_eq!(truth(stage), (1, 1 << 18, 1));
+        let child = stage.fork();
+        assert_eq!(truth(stage), (2, 1 << 19, 2));
+        stage.touch(child, AT.add_pages(70_000), true);
+        assert_eq!(truth(stage), (1 + 511 + 511, (1 << 19) - 1, 1));
+        stage.unmap(child, 100..150_000);
+        stage.unmap(stage.p, 0..1);
+        stage.recount();
     });
 }
 
@@ -508,6 +661,9 @@ macro_rules! under_every_scheme {
         under!(mm_owner, super::MmOwner, $($scenario)*);
         under!(zero_one_two_many, super::ZeroOneTwoMany, $($scenario)*);
         under!(vmas, super::Vmas, $($scenario)*);
+        under!(full_partial, super::FullPartial, $($scenario)*);
+        under!(rmap_ids, super::RmapIds, $($scenario)*);
+        under!(per_level, super::PerLevel, $($scenario)*);
         under!(all_at_once, super::Everything, $($scenario)*);
     };
 }
@@ -520,12 +676,73 @@ under_every_scheme!(
     s6_fork_of_a_huge_leaf,
     s6c_without_a_split_before,
     s7_fork_of_pages,
+    s8_511_forks,
+    s8c_seven_forks_of_a_huge_leaf,
     s9_twice_by_one_owner,
     s10_moved_across_a_table_border,
     s11_cut_by_mprotect,
+    s12_a_gigabyte,
     s14_small_copy_of_a_large_folio,
     s15_three_owners,
+    s16_two_huge_leaves_and_a_page,
+    a_gigabyte_is_copied_by_the_page,
 );
+
+/// Shapes that `per-page`, `mm-owner` and `rmap-ids` refuse.
+mod larger_than_a_leaf {
+    use super::s13_larger_than_its_leaves;
+
+    type AllOthers = crate::Observe<crate::Total, crate::Observe<crate::Tuples, Rest>>;
+    type Rest = crate::Observe<crate::Vmas, crate::Observe<crate::ZeroOneTwoMany, More>>;
+    type More = crate::Observe<crate::FullPartial, crate::Observe<crate::PerLevel, crate::Oracle>>;
+
+    under!(none, crate::None, s13_larger_than_its_leaves);
+    under!(tuples, crate::Tuples, s13_larger_than_its_leaves);
+    under!(total, crate::Total, s13_larger_than_its_leaves);
+    under!(zero_one_two_many, crate::ZeroOneTwoMany, s13_larger_than_its_leaves);
+    under!(vmas, crate::Vmas, s13_larger_than_its_leaves);
+    under!(full_partial, crate::FullPartial, s13_larger_than_its_leaves);
+    under!(per_level, crate::PerLevel, s13_larger_than_its_leaves);
+    under!(all_at_once, super::AllOthers, s13_larger_than_its_leaves);
+}
+
+/// What they refuse becomes smaller folios, or smaller leaves of a folio that is there; nothing else changes.
+#[test]
+fn refused_shapes_become_smaller_ones() {
+    fn first_leaf<A: Shown>(order: u8, file: bool) -> (u8, u64) {
+        let mut found = (0, 0);
+        let order = Order::new(order);
+        play_in::<A>(1 << 19, Policy::up_to(order), |stage| {
+            if file {
+                let pages = order.pages();
+                let file = stage.manager.create_object(ObjectKind::Shared, 0, pages, order).expect("frames");
+                stage.manager.map(stage.p, AT, pages, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
+                stage.touch(stage.p, AT, true);
+                stage.find(AT);
+            } else {
+                stage.anon(order.pages());
+            }
+            stage.recount();
+            let (place, _) = stage.manager.page_table(stage.p).lookup(&stage.manager, AT.page()).expect("a leaf");
+            found = (stage.folio().order().get(), place.level.entry_pages());
+            stage.touch(stage.p, AT.add_pages(order.pages() - 1), true);
+            let child = stage.fork();
+            stage.touch(child, AT.add_pages(700), true);
+            stage.recount();
+        });
+        found
+    }
+    assert_eq!([first_leaf::<Total>(11, false), first_leaf::<Vmas>(11, true)], [(11, 512); 2]);
+    assert_eq!([first_leaf::<Tuples>(18, false), first_leaf::<Total>(18, true)], [(18, 512); 2]);
+    for order in [11, 18] {
+        assert_eq!(first_leaf::<PerPage>(order, false), (9, 512));
+        assert_eq!(first_leaf::<MmOwner>(order, false), (9, 512));
+        assert_eq!(first_leaf::<Everything>(order, false), (9, 512));
+        assert_eq!(first_leaf::<PerPage>(order, true), (order, 1));
+        assert_eq!(first_leaf::<MmOwner>(order, true), (order, 1));
+        assert_eq!(first_leaf::<Everything>(order, true), (order, 1));
+    }
+}
 
 // --- beyond the tables ---------------------------------------------------------------------------------------
 
@@ -716,55 +933,6 @@ fn huge_leaves_of_a_larger_folio() {
     assert_eq!(counted::<PerPage>(), 2048);
     assert_eq!(counted::<MmOwner>(), 2048);
     assert_eq!(counted::<Everything>(), 2048);
-}
-
-/// S12: a folio of 1 GiB by one leaf, by 512, by 511 and 512 pages, and by a second owner's one leaf.
-fn gigabyte<A: Shown>() {
-    let policy = Policy { max_leaf: Level::THREE, ..huge() };
-    play_in::<A>(1 << 19, policy, |stage| {
-        let file = stage.manager.create_object(ObjectKind::Shared, 0, 1 << 18, Order::MAX).expect("frames");
-        stage.manager.map(stage.p, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
-        stage.touch(stage.p, AT, true);
-        stage.find(AT);
-        let truth = |stage: &Stage<'_, A>| {
-            stage.recount();
-            let truth = stage.recount.truth(&stage.manager, stage.folio());
-            (truth.leaves, truth.total, truth.tuples)
-        };
-        assert_eq!(truth(stage), (1, 1 << 18, 1), "S12a");
-        stage.manager.protect(stage.p, AT, 512, READ).expect("protected");
-        stage.manager.protect(stage.p, AT, 512, READ_WRITE).expect("protected");
-        assert_eq!(truth(stage), (512, 1 << 18, 1), "S12b");
-        stage.manager.protect(stage.p, AT, 1, READ).expect("protected");
-        stage.manager.protect(stage.p, AT, 1, READ_WRITE).expect("protected");
-        assert_eq!(truth(stage), (1023, 1 << 18, 2), "S12c");
-        let second = stage.manager.create_space().expect("a frame");
-        stage.manager.map(second, AT, 1 << 18, READ_WRITE, Map::Shared(file, 0)).expect("a free range");
-        stage.touch(second, AT, true);
-        assert_eq!(truth(stage), (1024, 1 << 19, 3), "S12d");
-        stage.unmap(stage.p, 300..1 << 17);
-        stage.recount();
-    });
-}
-
-#[test]
-fn gigabyte_under_per_page() {
-    gigabyte::<PerPage>();
-}
-
-#[test]
-fn gigabyte_under_mm_owner() {
-    gigabyte::<MmOwner>();
-}
-
-#[test]
-fn gigabyte_under_vmas() {
-    gigabyte::<Vmas>();
-}
-
-#[test]
-fn gigabyte_under_all() {
-    gigabyte::<Everything>();
 }
 
 /// Two owners map other halves of one folio: `per-page`, which knows no owners, takes it for exclusive. The others do not.

@@ -17,12 +17,15 @@ use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tupl
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{Flush, PageTable, Part, Tables};
-use quire::space::{Access, FaultError, Manager, Map, Policy, SpaceId};
+use quire::space::{Access, FaultError, Manager, Map, MapError, Policy, SpaceId};
 use quire::sync::{WordGuard, lock_word};
 use quire::trace::{Advice, ObjectKind, Prot};
 use world::{BASE, R, RW, at, huge, huge_by_pages};
 
 const FRAMES: u64 = 8 * 1024;
+/// Frames that the manager does not own.
+const DEVICE: u64 = FRAMES + Recount::scratch_frames(FRAMES);
+const DEVICE_FRAMES: u64 = 1024;
 
 struct Cpus {
     memory: EmulatedMemory,
@@ -44,7 +47,7 @@ impl Tlb for Cpus {
 
 impl Cpus {
     fn new() -> Self {
-        let frames = FRAMES + Recount::scratch_frames(FRAMES);
+        let frames = DEVICE + DEVICE_FRAMES;
         Self { memory: EmulatedMemory::new(frames), accesses: RwLock::new(()) }
     }
 
@@ -267,6 +270,98 @@ fn faults_against_fork_and_exit() {
             assert_eq!(before, after);
             world.manager.destroy_space(child);
         });
+        world.end();
+    }
+}
+
+/// Both store to the same private pages of a device: one copy, with the stores of both.
+#[test]
+fn copies_of_device_pages_at_once() {
+    for round in 0..30 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, huge());
+        let space = world.manager.create_space().unwrap();
+        let private = Map::PrivateDevice(Pfn::new(DEVICE));
+        world.manager.map(space, at(BASE), DEVICE_FRAMES, RW, private).unwrap();
+        let stores = |word: usize| {
+            let world = &world;
+            move || {
+                for i in 0..DEVICE_FRAMES {
+                    let page = if word == 1 || round % 2 == 0 { i } else { DEVICE_FRAMES - 1 - i };
+                    world.access(space, BASE + page, word, page + 1).unwrap();
+                }
+            }
+        };
+        both(stores(1), stores(2));
+        for page in 0..DEVICE_FRAMES {
+            for word in [1, 2] {
+                assert_eq!(world.access(space, BASE + page, word, 0), Ok(page + 1), "page {page} of CPU {word}");
+                assert_eq!(cpus.frame(Pfn::new(DEVICE + page)).0[word].load(Relaxed), 0, "the device's own");
+            }
+        }
+        assert_eq!(world.manager.rss(space), DEVICE_FRAMES);
+        world.end();
+    }
+}
+
+#[test]
+fn stores_to_a_private_device_against_fork_remap_and_protect() {
+    let cpus = Cpus::new();
+    let world: World<'_, Checked> = World::new(&cpus, huge());
+    let space = world.manager.create_space().unwrap();
+    let private = Map::PrivateDevice(Pfn::new(DEVICE));
+    world.manager.map(space, at(BASE), DEVICE_FRAMES, RW, private).unwrap();
+    stores_against(&world, space, true, |i| match i % 3 {
+        0 => {
+            let child = world.manager.fork(space).unwrap();
+            match world.access(child, BASE + i % 1024, 3, 1) {
+                Ok(_) | Err(FaultError::Forbidden) => {}
+                Err(error) => panic!("{error}"),
+            }
+            world.manager.destroy_space(child);
+        }
+        1 => {
+            world.manager.protect(space, at(BASE), DEVICE_FRAMES, RW).unwrap();
+            let elsewhere = at(3 * BASE + i % 700);
+            world.manager.remap(space, at(BASE), DEVICE_FRAMES, elsewhere, DEVICE_FRAMES).unwrap();
+            world.manager.remap(space, elsewhere, DEVICE_FRAMES, at(BASE), DEVICE_FRAMES).unwrap();
+        }
+        _ => world.manager.protect(space, at(BASE + i % 900), 60, if i % 2 == 0 { R } else { RW }).unwrap(),
+    });
+    assert!((0..DEVICE_FRAMES).all(|page| cpus.frame(Pfn::new(DEVICE + page)).0[3].load(Relaxed) == 0));
+    world.end();
+}
+
+/// Driver memory is inserted and dropped while it is stored to: every store reaches it.
+#[test]
+fn insertions_against_faults_and_forks() {
+    for order in [0, 4, 9] {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, huge());
+        let order = Order::new(order);
+        let driver = world.manager.create_driver(1024).unwrap();
+        let folios: Vec<_> = (0..1024 / order.pages())
+            .map(|i| world.manager.driver_folio(driver, i * order.pages(), order).unwrap())
+            .collect();
+        let space = world.manager.create_space().unwrap();
+        world.manager.map(space, at(BASE), 1024, RW, Map::Mixed(driver, 0)).unwrap();
+        stores_against(&world, space, true, |i| {
+            let page = i * 101 % 1024;
+            let folio = folios[(page / order.pages()) as usize];
+            match i % 3 {
+                0 => world.manager.advise(space, at(BASE + page), 1024 - page, Advice::DontNeed).unwrap(),
+                1 => match world.manager.insert_page(space, at(BASE + page), folio) {
+                    Ok(_) | Err(MapError::Occupied) => {}
+                    Err(error) => panic!("{error}"),
+                },
+                _ => {
+                    let child = world.manager.fork(space).unwrap();
+                    world.manager.destroy_space(child);
+                }
+            }
+        });
+        world.manager.destroy_space(space);
+        world.manager.destroy_object(driver);
         world.end();
     }
 }

@@ -244,6 +244,13 @@ impl<M: Memory> Frames<M> {
         (pfn.raw() / BLOCK).wrapping_sub(self.first_block) < self.nr_blocks
     }
 
+    /// Whether the manager has any of `frames`: such memory is mapped as folios or not at all.
+    pub(crate) fn owns_any(&self, frames: Range<Pfn>) -> bool {
+        let first = (frames.start.raw() / BLOCK).max(self.first_block);
+        let end = frames.end.raw().div_ceil(BLOCK).min(self.first_block + self.nr_blocks);
+        (first..end).any(|block| block::KIND.get(self.directory_word(block)) != block::HOLE)
+    }
+
     fn slot_frames(&self) -> u64 {
         (self.slot_words as u64 * 8 * BLOCK).div_ceil(4096)
     }

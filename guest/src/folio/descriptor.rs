@@ -49,6 +49,10 @@ const LARGE_INDEX: Field<22, 35> = Field;
 const LINK_PREV: Field<0, 32> = Field;
 const LINK_NEXT: Field<32, 32> = Field;
 
+/// The default limit of a folio's references: beyond it no mapping is made (SCHEMES.md, overflow). A folio of order 0 has 32 bits for them, of which the upper half
+/// of the range is for whoever works on the folio; a larger one has 64, as splits may pass the limit.
+pub const REF_LIMIT: u64 = 1 << 31;
+
 /// Words of a large descriptor before the scheme's state.
 pub(crate) const HEADER_WORDS: usize = 4;
 /// Words of a small descriptor before the counts of further observers.

@@ -18,7 +18,7 @@ mod lookup;
 mod slab;
 
 pub use buddy::{FrameStats, Frames, InitError, Run};
-pub use descriptor::{Folio, FolioFlags, Mapping};
+pub use descriptor::{Folio, FolioFlags, Mapping, REF_LIMIT};
 pub(crate) use descriptor::{HEADER_WORDS, SMALL_HEADER_WORDS};
 pub use directory::Directory;
 pub use slab::{Record, Slab};

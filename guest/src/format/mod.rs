@@ -29,7 +29,7 @@ impl Attrs {
     pub const DIRTY: Self = Self(1 << 4);
     /// This mapping is the only one of its anonymous page (AnonExclusive; a software bit of the leaf: SCHEMES.md, the exclusive bit).
     pub const EXCLUSIVE: Self = Self(1 << 5);
-    /// The leaf belongs to a region of class Pfn: it is never counted (a software bit).
+    /// The leaf maps a frame without a folio, in a region of class Pfn or Mixed: it is never counted (a software bit).
     pub const UNTRACKED: Self = Self(1 << 6);
     /// Everything.
     pub const ALL: Self = Self(0x7f);

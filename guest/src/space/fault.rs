@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::vma::{Vma, VmaFlags};
 use super::{LargeFolios, Manager, Removed, Space, SpaceId};
-use crate::addr::{Gva, Level, Order};
+use crate::addr::{Gva, Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Mapping};
 use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
@@ -90,7 +90,7 @@ impl fmt::Display for FaultError {
 impl core::error::Error for FaultError {}
 
 /// What an attempt came to.
-enum Attempt {
+pub(super) enum Attempt {
     Done(Fault),
     /// The tables changed meanwhile: look again.
     Again,
@@ -162,7 +162,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         match entry {
             Entry::Leaf(leaf) if write && !leaf.attrs.has(Attrs::WRITE) => self.fault_write(space, vma, page),
             Entry::Leaf(_) => Ok(Done(Fault { kind: FaultKind::Spurious, order: Order::BASE, pages: 0 })),
-            _ if vma.flags().has(VmaFlags::DEVICE) => self.fault_device(space, vma, page),
+            _ if vma.flags().has(VmaFlags::PFN) => self.fault_device(space, vma, page, write),
             _ if vma.is_anon() => self.fault_anon(space, vma, page, place),
             _ => self.fault_object(space, vma, page, write, place),
         }
@@ -257,6 +257,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.put(folio, leaves as u32);
             result
         };
+        if leaves as u64 > self.ref_limit.load(Relaxed) {
+            return undo(Err(FaultError::Refused(Refused::Overflow)));
+        }
         let part = match space.table().cursor(self, first, first + folio.pages()).open(level) {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
@@ -301,26 +304,41 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             .cached_folio(vma.object(), index)
             .map_err(|out_of_frames| if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })?;
         let result = if write && vma.is_private() {
-            self.copy_to_new(space, vma, page, folio, None)
+            let from = folio.head().add(index - folio.mapping().index);
+            self.copy_to_new(space, vma, page, from, Some(folio), None)
         } else {
-            let mut highest = self.policy.max_leaf.min(place.level);
-            loop {
-                match (self.map_cached(space, vma, page, folio, write, highest), highest.below()) {
-                    // Smaller leaves may have a representation.
-                    (Err(FaultError::Refused(Refused::Shape)), Some(below)) => highest = below,
-                    (Ok(Done(fault)), _) if !was_cached => {
-                        break Ok(Done(Fault { kind: FaultKind::FirstTouch, ..fault }));
-                    }
-                    (result, _) => break result,
-                }
+            match self.map_cached(space, vma, page, folio, write, place.level) {
+                Ok(Done(fault)) if !was_cached => Ok(Done(Fault { kind: FaultKind::FirstTouch, ..fault })),
+                result => result,
             }
         };
         self.put(folio, 1);
         result
     }
 
-    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet, by leaves of level `highest` at most.
-    fn map_cached(
+    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet, by the largest leaves that the scheme can count. The lowest table
+    /// at `page` is at `lowest`.
+    pub(super) fn map_cached(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        folio: Folio<'_>,
+        write: bool,
+        lowest: Level,
+    ) -> Result<Attempt, FaultError> {
+        let mut highest = self.policy.max_leaf.min(lowest);
+        loop {
+            match (self.map_cached_by(space, vma, page, folio, write, highest), highest.below()) {
+                // Smaller leaves may have a representation.
+                (Err(FaultError::Refused(Refused::Shape)), Some(below)) => highest = below,
+                (result, _) => break result,
+            }
+        }
+    }
+
+    /// As [`map_cached`](Self::map_cached), by leaves of level `highest` at most.
+    fn map_cached_by(
         &self,
         space: &Space<'_>,
         vma: Vma<'_>,
@@ -367,14 +385,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let pages = range.len() as u64 * step;
         let batch = batch(vma, &part, first, pages);
         let beside = self.beside(&part, vma, folio, range.clone());
-        folio.get(batch.leaves());
+        self.take(folio, batch.leaves()).map_err(FaultError::Refused)?;
         if let Err(refused) = self.count(folio, &batch, beside) {
             self.put(folio, batch.leaves());
             return Err(FaultError::Refused(refused));
         }
-        // Private pages are copied when they are stored to. Of shared ones dirty is data: the MMU says it when it is so.
-        let attrs = vma.attrs().without(if vma.is_private() { Attrs::WRITE } else { Attrs::NONE });
-        part.install(range.start, range.len(), Leaf { pfn: folio.head().add(first), attrs });
+        // Of shared pages dirty is data: the MMU says it when it is so.
+        let leaf = Leaf { pfn: folio.head().add(first), attrs: vma.attrs_of_common() };
+        part.install(range.start, range.len(), leaf);
         if write {
             part.change(at, 1, Attrs::NONE, Attrs::DIRTY);
         }
@@ -382,7 +400,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(Done(Fault { kind: FaultKind::Refault, order: folio.order(), pages }))
     }
 
-    fn fault_device(&self, space: &Space<'_>, vma: Vma<'_>, page: u64) -> Result<Attempt, FaultError> {
+    fn fault_device(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, write: bool) -> Result<Attempt, FaultError> {
+        let pfn = vma.frame_at(page);
+        if write && vma.is_private() {
+            return self.copy_to_new(space, vma, page, pfn, None, None);
+        }
+        self.map_raw(space, vma, page, pfn)
+    }
+
+    /// Maps frame `pfn`, which has no folio, at `page`: neither counted nor resident.
+    pub(super) fn map_raw(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, pfn: Pfn) -> Result<Attempt, FaultError> {
         let part = match space.table().cursor(self, page, page + 1).open(Level::ONE) {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return Err(FaultError::OutOfFrames),
@@ -392,8 +419,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if !part.is_absent(i) {
             return Ok(Again);
         }
-        let pfn = vma.device().add(page - vma.start());
-        part.install(i, 1, Leaf { pfn, attrs: vma.attrs().or(Attrs::DIRTY).or(Attrs::UNTRACKED) });
+        part.install(i, 1, Leaf { pfn, attrs: vma.attrs_of_common().or(Attrs::DIRTY).or(Attrs::UNTRACKED) });
         Ok(Done(Fault { kind: FaultKind::Device, order: Order::BASE, pages: 1 }))
     }
 
@@ -409,6 +435,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         let writable = Attrs::WRITE.or(Attrs::ACCESSED_DIRTY);
         if leaf.attrs.has(Attrs::UNTRACKED) {
+            if vma.is_private() {
+                drop(part);
+                return self.copy_to_new(space, vma, page, leaf.pfn, None, Some(leaf));
+            }
             part.change(i, 1, Attrs::NONE, writable);
             return Ok(Done(Fault { kind: FaultKind::Reuse, order: Order::BASE, pages: 1 }));
         }
@@ -446,7 +476,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         folio.get(1);
         drop(part);
-        let result = self.copy_to_new(space, vma, page, folio, Some(leaf));
+        let result = self.copy_to_new(space, vma, page, leaf.pfn, Some(folio), Some(leaf));
         self.put(folio, 1);
         result
     }
@@ -465,24 +495,21 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         first..i + part.run_length(i, end - i, Attrs::ACCESSED_DIRTY)
     }
 
-    /// Puts a private copy of the page of `source` that belongs at `page` there. `present` is the leaf that is there now, if one is. The caller holds
-    /// a reference to `source`.
+    /// Puts a private copy of frame `from` at `page`. `source` is the folio of that frame, if it has one: the caller holds a reference. `present` is the leaf that
+    /// is there now, if one is.
     fn copy_to_new(
         &self,
         space: &Space<'_>,
         vma: Vma<'_>,
         page: u64,
-        source: Folio<'_>,
+        from: Pfn,
+        source: Option<Folio<'_>>,
         present: Option<Leaf>,
     ) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
         let mapping = Mapping { object: family, index: vma.index(page) };
         let copy = self.new_folio(Order::BASE, FolioFlags::ANON, mapping, false).ok_or(FaultError::OutOfFrames)?;
         copy.init_refs(1);
-        let from = match present {
-            Some(leaf) => leaf.pfn,
-            None => source.head().add(vma.index(page) - source.mapping().index),
-        };
         self.memory().copy(from, copy.head());
         self.statistics.copied.fetch_add(1, Relaxed);
         let part = match space.table().cursor(self, page, page + 1).open(Level::ONE) {
@@ -524,17 +551,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.finish(space, &mut flush);
             let part = space.table().cursor(self, page, page + 1).next().expect("the table stays with the space lock");
             debug_assert!(part.is_frozen(i), "somebody replaced a frozen leaf");
-            let first = (old.pfn.raw() - source.head().raw()) as u32;
-            let old_batch = Batch { first, ..batch(vma, &part, 0, 1) };
-            let beside = self.beside(&part, vma, source, i..i + 1);
             let attrs = part.clear(i, 1);
-            self.release(Removed { folio: source, batch: old_batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            if let Some(folio) = source {
+                let first = (old.pfn.raw() - folio.head().raw()) as u32;
+                let batch = Batch { first, ..batch(vma, &part, 0, 1) };
+                let beside = self.beside(&part, vma, folio, i..i + 1);
+                self.release(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            }
             part.install(i, 1, leaf);
         } else {
-            space.rss.fetch_add(1, Relaxed);
             part.install(i, 1, leaf);
         }
-        Ok(Done(Fault { kind: FaultKind::Copy, order: source.order(), pages: 1 }))
+        if present.is_none() || source.is_none() {
+            // Nothing resident made room for it.
+            space.rss.fetch_add(1, Relaxed);
+        }
+        let order = source.map_or(Order::BASE, |folio| folio.order());
+        Ok(Done(Fault { kind: FaultKind::Copy, order, pages: 1 }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! fork: a copy-on-write copy of an address space, one pass per table and one accounting call per folio and table.
 
-use super::vma::Vma;
+use super::vma::{Tracking, Vma};
 use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::format::{Attrs, LongMode};
 use crate::mapcount::{Accounting, Batch};
@@ -11,7 +11,7 @@ use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
-    /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects that no
+    /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects and devices that no
     /// private page was ever made of are not copied: faults bring them.
     ///
     /// # Errors
@@ -53,7 +53,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             copy.set_space(to.id);
             self.insert_in_tree(to.tree, copy);
             self.link_vma_all(copy);
-            if vma.family() != 0 {
+            // No fault brings what a driver inserted.
+            if vma.family() != 0 || vma.tracking() == Tracking::Mixed {
                 self.copy_leaves(from, to, vma, copy, flush)?;
             }
         }
@@ -89,18 +90,20 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     i += 1;
                     continue;
                 }
-                let n = self.duplicate(vma, copy, &part, &child, i..range.end)?;
+                let (n, resident) = match self.duplicate(vma, copy, &part, &child, i..range.end)? {
+                    Some(n) => (n, n as u64 * part.level().entry_pages()),
+                    None => (1, 0),
+                };
                 part.copy_to(i, n, &child, lost);
-                let pages = n as u64 * part.level().entry_pages();
-                to.rss.fetch_add(pages, Relaxed);
-                flush.add_pages(part.page(i), pages);
+                to.rss.fetch_add(resident, Relaxed);
+                flush.add_pages(part.page(i), n as u64 * part.level().entry_pages());
                 i += n;
             }
         }
         Ok(())
     }
 
-    /// Counts the leaves at the start of `range` for the child; how many they are.
+    /// Counts the leaves at the start of `range` for the child; how many they are, or `None` for one that is not counted.
     fn duplicate(
         &self,
         vma: Vma<'_>,
@@ -108,20 +111,20 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         part: &Part<'_, LongMode, Self>,
         child: &Part<'_, LongMode, Self>,
         range: core::ops::Range<usize>,
-    ) -> Result<usize, MapError> {
+    ) -> Result<Option<usize>, MapError> {
         let i = range.start;
         if part.leaf(i).is_some_and(|leaf| leaf.attrs.has(Attrs::UNTRACKED)) {
-            return Ok(1);
+            return Ok(None);
         }
         let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
         let batch = Batch { region: copy.region(), table: child.table(), owner: copy.space().0, ..batch };
         let beside = self.beside(child, copy, folio, i..i + n);
-        folio.get(batch.leaves());
+        self.take(folio, batch.leaves()).map_err(MapError::Refused)?;
         match counting(Call::Dup, || A::dup(&self.counts(folio), &batch, beside)) {
             Ok(delta) => {
                 self.statistics.adds.fetch_add(1, Relaxed);
                 self.note(folio, delta);
-                Ok(n)
+                Ok(Some(n))
             }
             Err(refused) => {
                 self.put(folio, batch.leaves());

@@ -24,6 +24,9 @@ pub enum MapError {
     Occupied,
     /// Nothing, or not one mapping, is there.
     NotMapped,
+    /// Memory of a kind that the region's tracking class does not take: a frame of the manager's own as a raw frame, a raw frame where only folios
+    /// are mapped, a folio where none are or of another object.
+    WrongKind,
     /// A folio has as many mappings as it may.
     Refused(Refused),
 }
@@ -35,6 +38,7 @@ impl fmt::Display for MapError {
             Self::BadRange => f.write_str("not a range of a tenant's pages"),
             Self::Occupied => f.write_str("the range is not free"),
             Self::NotMapped => f.write_str("the range is not mapped"),
+            Self::WrongKind => f.write_str("memory of a kind that the region does not map"),
             Self::Refused(refused) => refused.fmt(f),
         }
     }
@@ -53,8 +57,46 @@ pub enum Map {
     Private(ObjectId, u64),
     /// An object from page `offset` on; stores go to it.
     Shared(ObjectId, u64),
-    /// Frames from this one on that have no folios: tracking class Pfn, never counted.
+    /// Frames from this one on that have no folios: tracking class Pfn, never counted. Stores go to them.
     Device(Pfn),
+    /// As `Device`; stores go to private copies, which are folios and counted.
+    PrivateDevice(Pfn),
+    /// What a driver [inserts](Manager::insert_page) of its object, from page `offset` on, and frames without folios: tracking class Mixed. Stores go
+    /// to them.
+    Mixed(ObjectId, u64),
+    /// As `Mixed`; stores go to private copies.
+    PrivateMixed(ObjectId, u64),
+}
+
+impl Map {
+    /// The object that is mapped and the page it is mapped from.
+    fn object(self) -> Option<(ObjectId, u64)> {
+        match self {
+            Self::Private(id, offset) | Self::Shared(id, offset) => Some((id, offset)),
+            Self::Mixed(id, offset) | Self::PrivateMixed(id, offset) => Some((id, offset)),
+            Self::Anon | Self::Stack | Self::Device(_) | Self::PrivateDevice(_) => None,
+        }
+    }
+
+    /// The first of the frames that are mapped in order.
+    fn device(self) -> Option<Pfn> {
+        match self {
+            Self::Device(first) | Self::PrivateDevice(first) => Some(first),
+            _ => None,
+        }
+    }
+
+    fn flags(self) -> VmaFlags {
+        match self {
+            Self::Anon | Self::Private(..) => VmaFlags::default(),
+            Self::Stack => VmaFlags::STACK,
+            Self::Shared(..) => VmaFlags::SHARED,
+            Self::Device(_) => VmaFlags::PFN.or(VmaFlags::SHARED),
+            Self::PrivateDevice(_) => VmaFlags::PFN,
+            Self::Mixed(..) => VmaFlags::MIXED.or(VmaFlags::SHARED),
+            Self::PrivateMixed(..) => VmaFlags::MIXED,
+        }
+    }
 }
 
 /// A range of pages, checked.
@@ -85,10 +127,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     fn map_inner(&self, id: SpaceId, at: Gva, pages: u64, prot: Prot, what: Map, fixed: bool) -> Result<(), MapError> {
         let range = pages_of(at, pages)?;
-        if let Map::Private(_, offset) | Map::Shared(_, offset) = what
-            && offset.checked_add(pages).is_none_or(|end| end > PAGES_END)
-        {
+        if what.object().is_some_and(|(_, offset)| offset.checked_add(pages).is_none_or(|end| end > PAGES_END)) {
             return Err(MapError::BadRange);
+        }
+        let wrong = match what {
+            // What the manager owns is mapped as folios, by whom it gives them to.
+            Map::Device(first) | Map::PrivateDevice(first) => self.frames.owns_any(first..first.add(pages)),
+            Map::Mixed(id, _) | Map::PrivateMixed(id, _) => !self.object(id.0).is_driver(),
+            _ => false,
+        };
+        if wrong {
+            return Err(MapError::WrongKind);
         }
         let space = self.space(id);
         let _guard = write_lock(space.lock);
@@ -97,15 +146,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         } else if self.vma_at_or_above(&space, range.start).is_some_and(|vma| vma.start() < range.end) {
             return Err(MapError::Occupied);
         }
-        let (flags, object, offset) = match what {
-            Map::Anon => (VmaFlags::default(), 0, range.start),
-            Map::Stack => (VmaFlags::STACK, 0, range.start),
-            Map::Private(object, offset) => (VmaFlags::default(), object.0, offset),
-            Map::Shared(object, offset) => (VmaFlags::SHARED, object.0, offset),
-            Map::Device(_) => (VmaFlags::DEVICE.or(VmaFlags::SHARED), 0, range.start),
-        };
-        let vma = self.add_vma(&space, range, flags.with_prot(prot), object, offset)?;
-        if let Map::Device(first) = what {
+        let (object, offset) = what.object().map_or((0, range.start), |(id, offset)| (id.0, offset));
+        let vma = self.add_vma(&space, range, what.flags().with_prot(prot), object, offset)?;
+        if let Some(first) = what.device() {
             vma.set_device(first);
         }
         self.merge_vma(&space, vma);

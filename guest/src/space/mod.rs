@@ -8,6 +8,7 @@
 
 mod advise;
 mod deferred;
+mod driver;
 mod fault;
 mod fork;
 mod map;
@@ -25,7 +26,7 @@ pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
 pub use object::ObjectId;
 pub use reverse::{SpaceBusy, UnmapFailed};
-pub use vma::{Vma, VmaFlags};
+pub use vma::{Tracking, Vma, VmaFlags};
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -34,10 +35,10 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
-use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, Slab};
+use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, REF_LIMIT, Slab};
 use crate::format::LongMode;
 use crate::mapcount::{
-    Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Target, large_descriptor_words, small_descriptor_words,
+    Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
 };
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part, Tables};
@@ -165,6 +166,7 @@ pub struct Manager<M, A> {
     objects: Directory,
     policy: Policy,
     limit: AtomicU64,
+    ref_limit: AtomicU64,
     statistics: Statistics,
     deferred: deferred::DeferredQueue,
     /// Anonymous objects go under it, so that who holds it may look at one that might go.
@@ -207,6 +209,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             objects: Directory::new(),
             policy,
             limit: AtomicU64::new(COUNT_LIMIT),
+            ref_limit: AtomicU64::new(REF_LIMIT),
             statistics: Statistics::default(),
             deferred: deferred::DeferredQueue::default(),
             families: AtomicU64::new(0),
@@ -243,6 +246,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Lowers the limit of a folio's counts, to see mappings refused. It is [`COUNT_LIMIT`] otherwise, and never above.
     pub fn set_count_limit(&self, limit: u64) {
         self.limit.store(limit.min(COUNT_LIMIT), Relaxed);
+    }
+
+    /// Lowers the limit of a folio's references, to see mappings refused under any scheme. It is [`REF_LIMIT`] otherwise, and never above.
+    pub fn set_ref_limit(&self, limit: u64) {
+        self.ref_limit.store(limit.min(REF_LIMIT), Relaxed);
     }
 
     /// What the metadata costs now.
@@ -403,6 +411,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.deferred.remove(&self.frames, &self.folios, folio);
         }
         self.frames.free_folio(folio, &self.folios);
+    }
+
+    /// Takes the references of leaves that are about to appear. The look and the taking are two steps, so that CPUs at once may pass the limit by a batch each: the
+    /// distance to the width of the count is for that.
+    fn take(&self, folio: Folio<'_>, refs: u32) -> Result<(), Refused> {
+        if folio.refs() + u64::from(refs) > self.ref_limit.load(Relaxed) {
+            return Err(Refused::Overflow);
+        }
+        folio.get(refs);
+        Ok(())
     }
 
     fn put(&self, folio: Folio<'_>, refs: u32) {

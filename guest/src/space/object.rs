@@ -21,6 +21,9 @@ use crate::trace::{ObjectKind, file_word};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectId(pub(crate) u32);
 
+/// Contents of an object whose pages only its driver makes.
+pub(super) const DRIVER: u64 = 1 << 32;
+
 /// The words of an object's record.
 pub(super) struct Object<'a> {
     number: u32,
@@ -28,9 +31,9 @@ pub(super) struct Object<'a> {
     pub(super) lock: &'a AtomicU64,
     vmas: &'a AtomicU64,
     root: &'a AtomicU64,
-    pages: &'a AtomicU64,
+    pub(super) pages: &'a AtomicU64,
     order: &'a AtomicU64,
-    /// What its pages hold when they are first read: the number of a file plus one, or 0 for zeroes.
+    /// What its pages hold when they are first read: the number of a file plus one, 0 for zeroes, or [`DRIVER`] where no fault makes pages.
     contents: &'a AtomicU64,
 }
 
@@ -46,6 +49,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         pages: u64,
         order: Order,
     ) -> Result<ObjectId, MapError> {
+        let contents = if kind == ObjectKind::File { u64::from(contents) + 1 } else { 0 };
+        self.new_object(contents, pages, order)
+    }
+
+    pub(super) fn new_object(&self, contents: u64, pages: u64, order: Order) -> Result<ObjectId, MapError> {
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.objects.alloc(&self.frames) else {
             self.free_table(root);
@@ -55,7 +63,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         object.root.store(root.raw(), Relaxed);
         object.pages.store(pages, Relaxed);
         object.order.store(u64::from(order.get()), Relaxed);
-        object.contents.store(if kind == ObjectKind::File { u64::from(contents) + 1 } else { 0 }, Relaxed);
+        object.contents.store(contents, Relaxed);
         Ok(ObjectId(number))
     }
 
@@ -106,7 +114,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The cached folio that holds page `index`, made and filled if it is not there; with one reference for the caller, and whether it was
-    /// there. `Err(false)` behind the end of the object, `Err(true)` when frames ran out.
+    /// there. `Err(false)` behind the end of the object and where its driver has made no page, `Err(true)` when frames ran out.
     pub(super) fn cached_folio(&self, number: u32, index: u64) -> Result<(Folio<'_>, bool), bool> {
         let object = self.object(number);
         let pages = object.pages.load(Relaxed);
@@ -120,6 +128,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let folio = self.folio(pfn).expect("a page cache maps folios");
             folio.get(1);
             return Ok((folio, true));
+        }
+        if object.is_driver() {
+            return Err(false);
         }
         // The largest aligned run that lies inside the object and is not cached yet.
         let mut order = object.order.load(Relaxed) as u8;
@@ -136,7 +147,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// A folio over pages `first..` of the object, entered in its cache; `None` when some of them are cached already or frames ran out.
-    fn fill(&self, object: &Object<'_>, cache: Table, first: u64, order: Order) -> Option<Folio<'_>> {
+    pub(super) fn fill(&self, object: &Object<'_>, cache: Table, first: u64, order: Order) -> Option<Folio<'_>> {
         let level = if order >= Order::HUGE { Level::TWO } else { Level::ONE };
         let part = cache.cursor(self, first, first + order.pages()).open(level).ok()?;
         let i = part.index(first);
@@ -256,7 +267,12 @@ impl Object<'_> {
         self.root.load(Relaxed) == 0
     }
 
-    fn cache(&self) -> Table {
+    /// Whether its pages are made by a driver, not by faults.
+    pub(super) fn is_driver(&self) -> bool {
+        self.contents.load(Relaxed) == DRIVER
+    }
+
+    pub(super) fn cache(&self) -> Table {
         PageTable::new(Pfn::new(self.root.load(Relaxed)))
     }
 }

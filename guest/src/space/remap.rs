@@ -3,7 +3,7 @@
 use core::ops::{ControlFlow, Range};
 
 use super::map::pages_of;
-use super::vma::{Vma, VmaFlags};
+use super::vma::{Tracking, Vma, VmaFlags};
 use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level};
 use crate::format::{Attrs, LongMode};
@@ -238,9 +238,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 /// Whether `vma` may become `more` pages longer: the indexes of its pages must stay below those a descriptor can hold. Few mappings come near:
-/// those of high addresses, moved down.
+/// those of high addresses, moved down. Regions of device and driver memory do not grow: nobody has said that the memory behind is theirs.
 fn check_indexes(vma: Vma<'_>, more: u64) -> Result<(), MapError> {
-    if vma.offset() + vma.pages() + more > super::PAGES_END { Err(MapError::BadRange) } else { Ok(()) }
+    let grows = more > 0 && vma.tracking() != Tracking::Tracked;
+    if grows || vma.offset() + vma.pages() + more > super::PAGES_END { Err(MapError::BadRange) } else { Ok(()) }
 }
 
 /// A leaf with the bits that the MMU set late.

@@ -105,8 +105,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         upper.copy_from(vma);
         upper.set_range(page..vma.end());
         upper.set_offset(vma.index(page));
-        if vma.flags().has(super::VmaFlags::DEVICE) {
-            upper.set_device(vma.device().add(page - vma.start()));
+        if vma.flags().has(super::VmaFlags::PFN) {
+            upper.set_device(vma.frame_at(page));
         }
         vma.set_range(vma.start()..page);
         self.insert_in_tree(space.tree, upper);
@@ -263,7 +263,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
 /// Whether `above` continues `below`.
 fn can_merge(below: Vma<'_>, above: Vma<'_>) -> bool {
-    let device = below.flags().has(super::VmaFlags::DEVICE);
+    let device = below.flags().has(super::VmaFlags::PFN);
     below.end() == above.start()
         && below.flags() == above.flags()
         && below.object() == above.object()

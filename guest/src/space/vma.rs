@@ -18,6 +18,17 @@ pub(super) const WORDS: usize = 16;
 const LOW: Field<0, 32> = Field;
 const HIGH: Field<32, 32> = Field;
 
+/// Which kinds of memory a region maps: its tracking class (SCHEMES.md, Pfn regions).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Folios only; every leaf is counted.
+    Tracked,
+    /// Frames without folios, in order from one on, never counted; and private copies of them, which are.
+    Pfn,
+    /// Folios of a driver, counted, and frames without folios, not counted, in any order.
+    Mixed,
+}
+
 /// What a vma allows and is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VmaFlags(u32);
@@ -37,10 +48,12 @@ impl VmaFlags {
     pub const HUGE: Self = Self(1 << 5);
     /// `MADV_NOHUGEPAGE`.
     pub const NO_HUGE: Self = Self(1 << 6);
-    /// Tracking class Pfn: frames without folios, never counted.
-    pub const DEVICE: Self = Self(1 << 7);
+    /// Tracking class [`Pfn`](Tracking::Pfn).
+    pub const PFN: Self = Self(1 << 7);
     /// The heap.
     pub const HEAP: Self = Self(1 << 8);
+    /// Tracking class [`Mixed`](Tracking::Mixed).
+    pub const MIXED: Self = Self(1 << 9);
 
     /// All of both.
     #[must_use]
@@ -171,9 +184,25 @@ impl<'a> Vma<'a> {
     pub(super) fn region_lock(&self) -> &'a AtomicU64 {
         &self.words[10]
     }
-    /// The first frame of a device window.
+    /// Its tracking class.
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        let flags = self.flags();
+        if flags.has(VmaFlags::PFN) {
+            Tracking::Pfn
+        } else if flags.has(VmaFlags::MIXED) {
+            Tracking::Mixed
+        } else {
+            Tracking::Tracked
+        }
+    }
+    /// The first frame of a region of class Pfn.
     pub(super) fn device(&self) -> Pfn {
         Pfn::new(self.words[6].load(Relaxed))
+    }
+    /// The frame that a region of class Pfn has at `page`.
+    pub(crate) fn frame_at(&self, page: u64) -> Pfn {
+        self.device().add(page - self.start())
     }
     pub(super) fn set_device(&self, first: Pfn) {
         self.words[6].store(first.raw(), Relaxed);
@@ -193,12 +222,12 @@ impl<'a> Vma<'a> {
     /// Whether stores go to private copies.
     #[must_use]
     pub fn is_private(&self) -> bool {
-        !self.flags().has(VmaFlags::SHARED) && !self.flags().has(VmaFlags::DEVICE)
+        !self.flags().has(VmaFlags::SHARED)
     }
     /// Whether it is private memory without a file behind it.
     #[must_use]
     pub fn is_anon(&self) -> bool {
-        self.object() == 0 && !self.flags().has(VmaFlags::DEVICE)
+        self.object() == 0 && !self.flags().has(VmaFlags::PFN)
     }
     /// The object index of page `page`.
     #[must_use]
@@ -214,6 +243,11 @@ impl<'a> Vma<'a> {
         let first = (self.start() + index).saturating_sub(self.offset());
         let end_of_folio = (self.start() + index + folio.pages()).saturating_sub(self.offset());
         first.clamp(start, end.max(start))..end_of_folio.clamp(start, end.max(start))
+    }
+
+    /// What a leaf of memory that is not private to it may allow: as [`attrs`](Self::attrs), but for stores, which a private region copies.
+    pub(super) fn attrs_of_common(&self) -> Attrs {
+        self.attrs().without(if self.is_private() { Attrs::WRITE } else { Attrs::NONE })
     }
 
     /// What a leaf of it may allow at most.
