@@ -5,8 +5,7 @@ mod world;
 use quire::addr::Pfn;
 use quire::format::Attrs;
 use quire::memory::Memory;
-use quire::space::{FaultError, FaultKind, Map};
-use quire::trace::Advice;
+use quire::space::{Advice, FaultError, FaultKind, Map};
 use std::sync::atomic::Ordering::Relaxed;
 use world::{BASE, DEVICE_FRAMES, FRAMES, R, RW, World, at, huge, machine_of};
 

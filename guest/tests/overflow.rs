@@ -4,8 +4,7 @@ mod world;
 
 use quire::addr::{Level, Order};
 use quire::mapcount::{PerPage, Refused, Total};
-use quire::space::{FaultError, Map, MapError};
-use quire::trace::{Advice, ObjectKind};
+use quire::space::{Advice, FaultError, Map, MapError, ObjectKind};
 use world::{BASE, Everything, FRAMES, RW, World, at, huge, huge_by_pages, machine_of};
 
 #[test]

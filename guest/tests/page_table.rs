@@ -12,9 +12,8 @@ use quire::mapcount::Total;
 use quire::memory::{FlushScope, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{FLUSH_CAPACITY, Flush, OpenError, PageTable, Tables};
-use quire::space::{Map, Policy};
+use quire::space::{Advice, Map, Policy};
 use quire::sync::{WordGuard, lock_word};
-use quire::trace::Advice;
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
 
 const TABLES: u64 = 512;

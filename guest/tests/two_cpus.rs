@@ -17,9 +17,8 @@ use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tupl
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{Flush, PageTable, Part, Tables};
-use quire::space::{Access, FaultError, Manager, Map, Policy, SpaceId};
+use quire::space::{Access, Advice, FaultError, Manager, Map, ObjectKind, Policy, Prot, SpaceId};
 use quire::sync::{WordGuard, lock_word};
-use quire::trace::{Advice, ObjectKind, Prot};
 use world::{BASE, R, RW, at, huge, huge_by_pages};
 
 const FRAMES: u64 = 8 * 1024;

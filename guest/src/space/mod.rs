@@ -15,6 +15,7 @@ mod object;
 mod protect;
 mod remap;
 mod reverse;
+mod rights;
 mod split;
 mod tree;
 mod vma;
@@ -25,6 +26,7 @@ pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
 pub use object::ObjectId;
 pub use reverse::{SpaceBusy, UnmapFailed};
+pub use rights::{Advice, ObjectKind, Prot, STACK_GAP_PAGES, STACK_REACH_PAGES, file_word, stack_grows};
 pub use vma::{Vma, VmaFlags};
 
 use core::fmt;

@@ -6,6 +6,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::rights::{ObjectKind, file_word};
 use super::vma::Vma;
 use super::{Manager, MapError, Table};
 use crate::addr::{Level, Order, Pfn};
@@ -15,7 +16,6 @@ use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Tables};
 use crate::sync::lock_word;
-use crate::trace::{ObjectKind, file_word};
 
 /// Names a memory object of the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
