@@ -261,7 +261,7 @@ fn frozen_leaves_are_absent_but_held() {
     assert!(table.lookup(&heap, 4).is_none());
     part.thaw(4, 1);
     assert_eq!(part.leaf(4), Some(Leaf { pfn: Pfn::new(41), ..clean }));
-    part.thaw_to(5, Pfn::new(99));
+    part.thaw_to(5, 1, Pfn::new(99));
     assert_eq!(part.leaf(5), Some(Leaf { pfn: Pfn::new(99), ..clean }));
     part.freeze(3, 1);
     assert_eq!(part.clear(3, 1), clean.attrs);

@@ -35,8 +35,8 @@ pub enum UnmapFailed {
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The object of a folio, if any vma is in its list; locked.
-    fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
-        // As in `hold_spaces`: the object may be gone and its number name another one, in which no leaf of the folio is found.
+    pub(super) fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
+        // The object may be gone, if leaves and vmas have gone since, and its number name another one, in which no leaf of the folio is found.
         let _families = lock_word(&self.families);
         let number = folio.mapping().object;
         if !self.objects.is_in_use(&self.frames, number) {
@@ -103,6 +103,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn walk_settled<'a>(
         &'a self,
         folio: Folio<'a>,
+        visit: impl FnMut(
+            &Space<'_>,
+            Vma<'a>,
+            &Part<'a, LongMode, Self>,
+            Range<usize>,
+            &mut Flush<Removed<'a>>,
+        ) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.walk_where(folio, |_| true, visit)
+    }
+
+    /// [`walk_vma`](Self::walk_vma) for the vmas of spaces that are `stable`: the caller holds them exclusively, or nobody else runs. Twice the same
+    /// order while they are held.
+    pub(super) fn walk_where<'a>(
+        &'a self,
+        folio: Folio<'a>,
+        stable: impl Fn(&Space<'_>) -> bool,
         mut visit: impl FnMut(
             &Space<'_>,
             Vma<'a>,
@@ -112,12 +129,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         ) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let Some((object, guard)) = self.lock_object_of(folio) else { return ControlFlow::Continue(()) };
-        let mut next = self.first_vma(&object);
-        // The list does not change while all its spaces are held.
+        let stable = |vma: &Vma<'_>| stable(&self.space(vma.space()));
+        let mut next = self.vmas_of(&object, folio.is_anon()).find(stable);
         drop(guard);
         while let Some(vma) = next {
             self.walk_vma(folio, &self.space(vma.space()), vma, &mut visit)?;
-            next = self.vma_behind(vma, folio.is_anon());
+            // While its space is held the vma stays in the list. Others may come and go.
+            let _guard = lock_word(object.lock);
+            next = self.vmas_from(self.vma_behind(vma, folio.is_anon()), folio.is_anon()).find(stable);
         }
         ControlFlow::Continue(())
     }

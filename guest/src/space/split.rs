@@ -225,8 +225,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 }
                 let (folio, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
                 let window = vma.window(folio, 0..super::PAGES_END);
-                let is_first = || self.pages_of(vma, folio, window.start..part.page(i)) == 0;
-                if window.end > page && is_first() && self.pages_of(vma, folio, page..window.end) > 0 {
+                let frames = folio.head()..folio.end();
+                let is_first = || self.pages_of(vma, frames.clone(), window.start..part.page(i)) == 0;
+                if window.end > page && is_first() && self.pages_of(vma, frames.clone(), page..window.end) > 0 {
                     tell(&self.counts(folio));
                 }
                 i += n;
