@@ -53,7 +53,9 @@ fn named(line: &str) -> impl Iterator<Item = &str> {
 fn offences(file: &str, source: &str) -> Vec<String> {
     let from = file.split(['/', '.']).next().unwrap();
     let mut wrong = Vec::new();
-    for (number, line) in source.lines().enumerate() {
+    // Unit tests, at the end of a source, bring whatever machine they need.
+    let is_code = |line: &&str| !line.starts_with("#[cfg(test)]") && !line.starts_with("#[cfg(all(test");
+    for (number, line) in source.lines().take_while(is_code).enumerate() {
         for to in named(line) {
             let number = number + 1;
             if to.is_empty() {

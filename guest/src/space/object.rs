@@ -30,7 +30,7 @@ pub(super) struct Object<'a> {
     pub(super) lock: &'a AtomicU64,
     vmas: &'a AtomicU64,
     root: &'a AtomicU64,
-    pages: &'a AtomicU64,
+    pub(super) pages: &'a AtomicU64,
     order: &'a AtomicU64,
     /// What its pages hold when they are first read: the number of a file plus one, or 0 for zeroes.
     contents: &'a AtomicU64,
@@ -306,7 +306,12 @@ impl Object<'_> {
         self.root.load(Relaxed) == 0
     }
 
-    fn cache(&self) -> Table {
+    /// Whether its pages can be read again once they are gone.
+    pub(super) fn is_file(&self) -> bool {
+        self.contents.load(Relaxed) != 0
+    }
+
+    pub(super) fn cache(&self) -> Table {
         PageTable::new(Pfn::new(self.root.load(Relaxed)))
     }
 }

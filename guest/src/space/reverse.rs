@@ -142,10 +142,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Looks at every stretch of leaves of `folio`, with its owner, until `look` breaks. Whether it did.
-    fn look<'a>(
+    pub(super) fn look<'a>(
         &'a self,
         folio: Folio<'a>,
-        mut look: impl FnMut(SpaceId, u64) -> ControlFlow<()>,
+        mut look: impl FnMut(SpaceId, &Part<'a, LongMode, Self>, Range<usize>) -> ControlFlow<()>,
     ) -> Result<bool, SpaceBusy> {
         let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(false) };
         let mut held = 0;
@@ -157,7 +157,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 break;
             }
             held += 1;
-            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, _, range, _| look(space.id, range.len() as u64));
+            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, part, range, _| look(space.id, part, range));
             if walked.is_break() {
                 result = Ok(true);
                 break;
@@ -176,8 +176,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// [`SpaceBusy`]: not every space could be looked at.
     pub fn leaves_by_walk(&self, folio: Folio<'_>) -> Result<u64, SpaceBusy> {
         let mut leaves = 0;
-        self.look(folio, |_, n| {
-            leaves += n;
+        self.look(folio, |_, _, range| {
+            leaves += range.len() as u64;
             ControlFlow::Continue(())
         })?;
         Ok(leaves)
@@ -189,7 +189,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// [`SpaceBusy`]: fewer than two were found, and not every space could be looked at.
     pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> Result<bool, SpaceBusy> {
         let mut first = None;
-        self.look(folio, |owner, _| {
+        self.look(folio, |owner, _, _| {
             if *first.get_or_insert(owner) == owner { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
     }
@@ -282,5 +282,155 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         drop(guard);
         busy
+    }
+}
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use core::sync::atomic::AtomicU64;
+    use core::sync::atomic::Ordering::Relaxed;
+
+    use crate::addr::{Gva, Order, Pfn};
+    use crate::folio::Folio;
+    use crate::mapcount::{Accounting, MmOwner, None as NoCounts, PerPage, Total, Tuples};
+    use crate::memory::{FlushScope, Frame, Memory, Tlb};
+    use crate::model::Machine;
+    use crate::space::{
+        Access, Advice, Manager, Map, MigrateFailed, ObjectId, ObjectKind, Policy, Prot, ReclaimReport, SpaceBusy,
+        SpaceId, UnmapFailed,
+    };
+    use crate::sync::{read_lock, write_lock};
+
+    const AT: Gva = Gva::new(0x4000_0000);
+
+    fn manager<M: Memory + Tlb, A: Accounting>(machine: M) -> Manager<M, A> {
+        Manager::new(machine, &[Pfn::new(0)..Pfn::new(4096)], true, Policy::up_to(Order::HUGE)).unwrap()
+    }
+
+    /// Two spaces that map one file, the second of them behind the first in the list of vmas, and the folio that both have mapped.
+    fn shared<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>) -> ([SpaceId; 2], Folio<'_>) {
+        let file = manager.create_object(ObjectKind::File, 1, 64, Order::new(4)).unwrap();
+        let mut spaces = [0; 2].map(|_| manager.create_space().unwrap());
+        for space in spaces {
+            let prot = Prot { read: true, ..Prot::NONE };
+            manager.map(space, AT, 64, prot, Map::Shared(file, 0)).unwrap();
+            manager.fault(space, AT, Access::Read).unwrap();
+        }
+        // The last to map stands first.
+        spaces.reverse();
+        let (_, leaf) = manager.page_table(spaces[0]).lookup(manager, AT.page()).unwrap();
+        (spaces, manager.folio(leaf.pfn).unwrap())
+    }
+
+    /// The space is held in every way that there is: by a fault in flight, by a change of its vmas.
+    fn while_held<A: Accounting>(manager: &Manager<&Machine, A>, space: SpaceId, mut check: impl FnMut()) {
+        let lock = manager.space(space).lock;
+        let guard = read_lock(lock);
+        check();
+        drop(guard);
+        let guard = write_lock(lock);
+        check();
+        drop(guard);
+    }
+
+    fn busy<A: Accounting>() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, A>(&machine);
+        let ([first, second], folio) = shared(&manager);
+        while_held(&manager, second, || {
+            assert_eq!(manager.try_to_unmap(folio), Err(UnmapFailed::Busy(second)));
+            assert_eq!((manager.rss(first), manager.rss(second)), (0, 16), "what could go is gone");
+            assert_eq!(folio.refs(), 17, "the leaves that are left, and the page cache");
+        });
+        assert_eq!(manager.try_to_unmap(folio), Ok(()));
+        assert_eq!((manager.rss(second), folio.refs()), (0, 1));
+    }
+
+    #[test]
+    fn a_space_that_somebody_holds_is_not_waited_for() {
+        busy::<Total>();
+        busy::<PerPage>();
+        busy::<MmOwner>();
+        busy::<Tuples>();
+        busy::<NoCounts>();
+    }
+
+    /// A machine that counts how often one frame is reached.
+    struct Watched {
+        machine: Machine,
+        frame: AtomicU64,
+        reached: AtomicU64,
+    }
+
+    impl Memory for &Watched {
+        fn frame(&self, pfn: Pfn) -> &Frame {
+            if pfn.raw() == self.frame.load(Relaxed) {
+                self.reached.fetch_add(1, Relaxed);
+            }
+            self.machine.frame(pfn)
+        }
+    }
+
+    impl Tlb for &Watched {
+        fn flush(&self, root: Pfn, scope: FlushScope) {
+            self.machine.flush(root, scope);
+        }
+    }
+
+    /// Unmaps a folio of which the second space has no leaf left; whether its tables were walked.
+    fn walks_on<A: Accounting>() -> bool {
+        let watched =
+            Watched { machine: Machine::new(4096), frame: AtomicU64::new(u64::MAX), reached: AtomicU64::new(0) };
+        let manager: Manager<_, A> = manager(&watched);
+        let ([first, second], folio) = shared(&manager);
+        manager.advise(second, AT, 64, Advice::DontNeed).unwrap();
+        watched.frame.store(manager.root(second).raw(), Relaxed);
+        assert_eq!(manager.try_to_unmap(folio), Ok(()));
+        assert_eq!((manager.rss(first), folio.refs()), (0, 1));
+        watched.reached.load(Relaxed) > 0
+    }
+
+    #[test]
+    fn a_walk_stops_when_all_leaves_that_were_counted_are_gone() {
+        assert!(!walks_on::<Total>() && !walks_on::<PerPage>() && !walks_on::<MmOwner>());
+        // Who does not know the number of leaves goes to the end.
+        assert!(walks_on::<Tuples>() && walks_on::<NoCounts>());
+    }
+
+    #[test]
+    fn who_looks_shares_a_space_with_faults_but_not_with_changes() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, Total>(&machine);
+        let ([_, second], folio) = shared(&manager);
+        let lock = manager.space(second).lock;
+        let guard = read_lock(lock);
+        assert_eq!(manager.leaves_by_walk(folio), Ok(32));
+        drop(guard);
+        let guard = write_lock(lock);
+        assert_eq!(manager.leaves_by_walk(folio), Err(SpaceBusy(second)));
+        assert_eq!(manager.is_shared_by_walk(folio), Err(SpaceBusy(second)));
+        drop(guard);
+        assert_eq!(manager.is_shared_by_walk(folio), Ok(true));
+    }
+
+    #[test]
+    fn what_takes_folios_away_leaves_those_of_a_space_that_somebody_holds() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, Total>(&machine);
+        let ([first, second], folio) = shared(&manager);
+        let file = ObjectId(folio.mapping().object);
+        let pin = manager.pin(first, AT, Access::Read).unwrap();
+        while_held(&manager, second, || {
+            assert_eq!(manager.migrate(folio), Err(MigrateFailed::Busy(second)));
+            assert_eq!((manager.rss(first), manager.rss(second)), (16, 16));
+        });
+        manager.unpin(pin, false);
+        let lock = manager.space(second).lock;
+        let guard = write_lock(lock);
+        let report = ReclaimReport { probed: 1, busy: 1, ..ReclaimReport::default() };
+        assert_eq!(manager.reclaim(file, 99, false), report);
+        drop(guard);
+        let report = ReclaimReport { probed: 1, reclaimed: 1, freed: 16, ..ReclaimReport::default() };
+        assert_eq!(manager.reclaim(file, 99, false), report);
     }
 }
