@@ -7,6 +7,7 @@
 //! mapping: references, counts, entries.
 
 mod advise;
+mod collapse;
 mod deferred;
 mod fault;
 mod fork;
@@ -24,6 +25,7 @@ mod tree;
 mod vma;
 mod zap;
 
+pub use collapse::CollapseRefused;
 pub use deferred::SplitReport;
 pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
