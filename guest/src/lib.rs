@@ -64,7 +64,8 @@
 //!                 audit        the recount of every leaf
 //!                   │
 //!                   v
-//!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap, split, rmap
+//!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
+//!                   │          collapse, reclaim
 //!                   │
 //!        ┌──────────┼───────────────┐
 //!        v          v               v

@@ -83,7 +83,7 @@ fn shared_pages_stay_and_come_when_the_other_owner_is_gone() {
         world.fill(child, BASE..BASE + 511, 2);
         assert_eq!(world.manager.collapse_by_copy(child, at(BASE), 0), Err(CollapseRefused::Shared));
         assert_eq!(world.leaf(space, BASE + 9), leaf);
-        world.write(child, BASE + 511, 2 << 40 | BASE + 511);
+        world.fill(child, BASE + 511..BASE + 512, 2);
         assert_eq!(world.manager.collapse_by_copy(child, at(BASE), 0), Ok(512));
         world.audit();
         world.expect(space, BASE..BASE + 512, BASE, 1);

@@ -6,7 +6,7 @@ mod replaying;
 use quire::addr::{Gva, Level, Order};
 use quire::mapcount::{Accounting, Everything, MmOwner, None, Observe, Oracle, Total, Tuples, Vmas};
 use quire::model::Machine;
-use quire::space::{Access, MigrateFailed, Policy, SpaceId, Vma};
+use quire::space::{Access, Advice, MigrateFailed, Policy, SpaceId, Vma};
 use quire::trace::Replay;
 use quire_fixtures::history;
 use replaying::{Checked, machine};
@@ -110,6 +110,12 @@ impl Mover {
             _ => {
                 let Some((space, page)) = self.page(checked, lies_in_a_block) else { return };
                 let (at, most) = (Gva::from_page(page), [0, 100, 511, 511][self.below(4) as usize]);
+                let (place, _) = manager.page_table(space).lookup(manager, page).expect("a leaf");
+                if place.level == Level::TWO {
+                    // Cut and joined again, so that there is something to collapse.
+                    manager.advise(space, at.add_pages(5), 1, Advice::NoHugePage).unwrap();
+                    manager.advise(space, at, 512, Advice::HugePage).unwrap();
+                }
                 if manager.collapse(space, at) {
                     self.done.in_place += 1;
                 } else if manager.collapse_by_copy(space, at, most).is_ok() {
@@ -147,7 +153,7 @@ fn under_every_scheme() {
     let done = run::<Everything>(9_000_000, 40);
     assert!(done.migrated > 200 && done.pinned > 50, "{done:?}");
     assert!(done.reclaimed > 200 && done.used > 50 && done.dirty > 50, "{done:?}");
-    assert!(done.split > 10 && done.collapsed > 10 && done.refused > 10, "{done:?}");
+    assert!(done.split > 10 && done.collapsed > 10 && done.in_place > 10 && done.refused > 10, "{done:?}");
 }
 
 #[test]
