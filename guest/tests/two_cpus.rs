@@ -365,7 +365,7 @@ fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> bo
 #[test]
 fn stores_to_pages_that_move_are_kept() {
     let (mut migrated, mut collapsed) = (0, 0);
-    for round in 0..20 {
+    for round in 0..12 {
         let cpus = Cpus::new();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let space = world.anon(512);
@@ -452,6 +452,50 @@ fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
         world.end();
     }
     assert!(migrated > 100 && reclaimed > 100, "{migrated} migrated, {reclaimed} reclaimed");
+}
+
+#[test]
+fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
+    const PAGES: u64 = 16;
+    let mut reclaimed = 0;
+    let cpus = Cpus::new();
+    let world: World<'_, Total> = World::new(&cpus, huge());
+    let space = world.anon(1);
+    for round in 0..400 {
+        let file = world.manager.create_object(ObjectKind::File, 5, PAGES, Order::new([0, 2][round % 2])).unwrap();
+        world.manager.map_fixed(space, at(2 * BASE), PAGES, RW, Map::Shared(file, 0)).unwrap();
+        let read = |page| world.access(space, 2 * BASE + page, 3, 0).unwrap();
+        for page in 0..PAGES {
+            read(page);
+        }
+        let done = AtomicU64::new(0);
+        both(
+            || {
+                for page in (0..PAGES).map(|i| i * 5 % PAGES) {
+                    for _ in 0..3 {
+                        for page in 0..PAGES {
+                            read(page);
+                        }
+                    }
+                    world.access(space, 2 * BASE + page, 3, 1).unwrap();
+                }
+                done.store(1, Relaxed);
+            },
+            || {
+                while done.load(Relaxed) == 0 {
+                    reclaimed += world.manager.reclaim(file, PAGES, false).reclaimed;
+                }
+            },
+        );
+        for page in 0..PAGES {
+            assert_eq!(read(page), 1, "page {page}");
+        }
+        world.manager.unmap(space, at(2 * BASE), PAGES).unwrap();
+        world.manager.destroy_object(file);
+    }
+    world.manager.destroy_space(space);
+    world.end();
+    assert!(reclaimed > 100, "{reclaimed} reclaimed");
 }
 
 #[test]

@@ -78,6 +78,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let folio = self.folio(leaf.pfn).expect("a page cache maps folios");
                 let entries = ((folio.pages() >> part.level().page_shift()) as usize).max(1);
                 part.clear(i, entries);
+                // Who still holds it must not look for it in a cache that may be another object's then.
+                folio.clear_flags(FolioFlags::CACHE);
                 self.put(folio, 1);
                 i += entries;
             }
