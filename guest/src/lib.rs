@@ -19,7 +19,7 @@
 //! use quire::mapcount::{Accounting, Total};
 //! use quire::memory::{FlushScope, Frame, Memory, Tlb};
 //! use quire::space::{Access, Manager, Map, Policy, Prot};
-//! //!
+//!
 //! struct Host(Box<[Frame]>);
 //! impl Memory for Host {
 //!     fn frame(&self, pfn: Pfn) -> &Frame {
