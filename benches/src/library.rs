@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::mapcount::{Accounting, None, PerPage, Total, Tuples};
-use quire::space::{Access, Manager, Map, Policy};
-use quire::trace::Prot;
+use quire::space::{Access, Manager, Map, Policy, Prot};
 use serde::Serialize;
 
 use crate::machine::Frames;

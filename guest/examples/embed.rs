@@ -3,8 +3,7 @@
 use quire::addr::{ENTRIES, Gva, Order, Pfn};
 use quire::mapcount::{Accounting, Total};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
-use quire::space::{Access, Manager, Map, Policy};
-use quire::trace::Prot;
+use quire::space::{Access, Manager, Map, Policy, Prot};
 use std::sync::atomic::AtomicU64;
 
 const FRAMES: u64 = 2048;

@@ -11,7 +11,7 @@ use quire::mapcount::{
 };
 use quire::model::Machine;
 use quire::space::{Access, Manager, Map, Policy};
-use quire::trace::{ObjectKind, Prot};
+use quire::space::{ObjectKind, Prot};
 
 /// What is mapped, and up to which limit of the counts.
 const COLUMNS: [(Order, u64); 4] =

@@ -18,8 +18,7 @@
 //! use quire::addr::{ENTRIES, Gva, Order, Pfn};
 //! use quire::mapcount::{Accounting, Total};
 //! use quire::memory::{FlushScope, Frame, Memory, Tlb};
-//! use quire::space::{Access, Manager, Map, Policy};
-//! use quire::trace::Prot;
+//! use quire::space::{Access, Manager, Map, Policy, Prot};
 //!
 //! struct Host(Box<[Frame]>);
 //! impl Memory for Host {
@@ -56,15 +55,17 @@
 //!
 //! # The modules
 //!
-//! Arrows go downward: a module knows what stands below it. One exception: the words in which an operation is described
-//! ([`trace::Prot`], [`trace::Advice`], [`trace::ObjectKind`]) are those of traces, and `space` takes them from there.
+//! Arrows go downward: a module knows what stands below it, and `tests/layers.rs` reads the sources to see that it stays so.
 //!
 //! ```text
-//!     trace  ───────────────>  audit         operations of a workload, their text form, replay; the recount of every leaf
-//!        │                       │
-//!        └──────────┬────────────┘
+//!                 trace        operations of a workload, their text form, replay
+//!                   │
 //!                   v
-//!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap, split, rmap
+//!                 audit        the recount of every leaf
+//!                   │
+//!                   v
+//!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
+//!                   │          collapse, reclaim
 //!                   │
 //!        ┌──────────┼───────────────┐
 //!        v          v               v
@@ -78,8 +79,9 @@
 //!      memory, sync, addr                    what an embedder brings; locks in frames; addresses, orders, levels
 //! ```
 //!
-//! Beside them stand [`abi`], the contract between the bare-metal kernel built on this library and the VMM that runs it, and (feature
-//! `model`) the in-process machine, emulated frames and an MMU whose TLB goes stale until it is flushed.
+//! Above them stand [`abi`], the contract between the bare-metal kernel built on this library and the VMM that runs it, and (feature
+//! `model`) the in-process machine, emulated frames and an MMU whose TLB goes stale until it is flushed. One arrow goes up:
+//! [`trace::session`] leaves its findings in the words of [`abi`], and those are named after what a replay measures.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -7,11 +7,11 @@
 //!
 //! ```text
 //! (an rmap walk starts at an object: it only tries space locks, and holds no lock but the space's over a flush)
-//! split lock (one for all; whoever holds it only tries space locks, and holds several)
+//! move lock (one for all who move folios: split, migration; whoever holds it only tries space locks, and holds several)
 //!   space lock (of one space; of two: parent before child in fork)
 //!   vma lock (faults of one vma, under schemes that count regions)
 //!   family lock (anonymous objects do not go)
-//!   object lock (list of vmas, page cache)
+//!   object lock (list of vmas, page cache; held over the copy when a cached folio is exchanged)
 //!     table lock (of one table page; parent table before the child that is linked into it)
 //!       folio lock (count changes of one folio; inside the scheme's own state)
 //!         frame lock (free lists, slabs, directories)

@@ -3,8 +3,7 @@
 mod world;
 
 use quire::addr::{Level, Order};
-use quire::space::{LargeFolios, Map, Policy};
-use quire::trace::{Advice, ObjectKind};
+use quire::space::{Advice, LargeFolios, Map, ObjectKind, Policy};
 use world::{BASE, FRAMES, RW, World, at, huge, huge_by_pages, machine_of};
 
 #[test]
@@ -43,7 +42,7 @@ fn pages_of_objects_come_back() {
     world.manager.advise(space, at(2 * BASE), 1024, Advice::DontNeed).unwrap();
     world.audit();
     world.expect(space, BASE..BASE + 512, BASE, 1);
-    assert_eq!(world.read(space, 2 * BASE + 650), quire::trace::file_word(1, 650), "the private copy is gone");
+    assert_eq!(world.read(space, 2 * BASE + 650), quire::space::file_word(1, 650), "the private copy is gone");
     world.audit();
     world.end(&[file]);
 }

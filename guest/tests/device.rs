@@ -6,8 +6,7 @@ use quire::addr::{Order, Pfn};
 use quire::format::Attrs;
 use quire::mapcount::Total;
 use quire::memory::Memory;
-use quire::space::{FaultError, FaultKind, Manager, Map, MapError, SpaceId, Tracking};
-use quire::trace::Advice;
+use quire::space::{Advice, FaultError, FaultKind, Manager, Map, MapError, SpaceId, Tracking};
 use std::sync::atomic::Ordering::Relaxed;
 use world::{BASE, DEVICE_FRAMES, FRAMES, R, RW, World, at, huge, machine_of};
 

@@ -9,8 +9,8 @@ use quire::audit::Mismatch;
 use quire::folio::FolioFlags;
 use quire::mapcount::{Accounting, Refused, Total, Tuples, Vmas};
 use quire::memory::Memory;
+use quire::space::{Advice, ObjectKind};
 use quire::space::{FaultError, FaultKind, Map, MapError};
-use quire::trace::{Advice, ObjectKind};
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
 
 #[test]

@@ -4,8 +4,7 @@
 mod world;
 
 use quire::addr::Order;
-use quire::space::{FaultError, Map, MapError, ObjectId, Policy, SpaceId};
-use quire::trace::{Advice, ObjectKind, Prot};
+use quire::space::{Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId};
 use world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 type Outcome = Result<(), String>;

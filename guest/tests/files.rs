@@ -3,8 +3,7 @@
 mod world;
 
 use quire::addr::{Level, Order};
-use quire::space::{FaultError, FaultKind, Map, MapError};
-use quire::trace::{ObjectKind, file_word};
+use quire::space::{FaultError, FaultKind, Map, MapError, ObjectKind, file_word};
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
 
 #[test]

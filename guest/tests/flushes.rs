@@ -10,8 +10,7 @@ use quire::format::Attrs;
 use quire::mapcount::Total;
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
-use quire::space::{Access, Manager, Map, Policy, SpaceId};
-use quire::trace::{Advice, ObjectKind, Prot};
+use quire::space::{Access, Advice, Manager, Map, ObjectKind, Policy, Prot, SpaceId};
 use world::{BASE, R, RW, at, huge, huge_by_pages};
 
 const FRAMES: u64 = 8 * 1024;

@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use quire::addr::{Level, Order};
 use quire::format::Attrs;
 use quire::mapcount::{self, Accounting, Observe, Oracle, PerPage, Total, Tuples};
-use quire::space::{FaultKind, Map, MapError, Policy, SpaceId};
-use quire::trace::ObjectKind;
+use quire::space::{FaultKind, Map, MapError, ObjectKind, Policy, SpaceId};
 use world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 fn attrs<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> Attrs {
@@ -144,7 +143,7 @@ fn private_pages_of_files_and_shared_memory() {
     world.map(parent, 3 * BASE, 64, R, Map::Private(file, 0));
     world.fill(parent, BASE..BASE + 10, 1);
     world.fill(parent, 2 * BASE..2 * BASE + 10, 1);
-    assert_eq!(world.read(parent, 3 * BASE), quire::trace::file_word(3, 0));
+    assert_eq!(world.read(parent, 3 * BASE), quire::space::file_word(3, 0));
     let child = world.manager.fork(parent).unwrap();
     // What a fault brings back is not copied.
     assert!(world.leaf(child, 2 * BASE).is_none() && world.leaf(child, 3 * BASE).is_none());
@@ -152,7 +151,7 @@ fn private_pages_of_files_and_shared_memory() {
     world.fill(child, 2 * BASE + 5..2 * BASE + 20, 2);
     world.audit();
     world.expect(parent, BASE..BASE + 10, BASE, 1);
-    assert_eq!(world.read(parent, BASE + 10), quire::trace::file_word(3, 10));
+    assert_eq!(world.read(parent, BASE + 10), quire::space::file_word(3, 10));
     world.expect(parent, 2 * BASE + 5..2 * BASE + 20, 2 * BASE + 5, 2);
     world.audit();
     world.end(&[file, shm]);

@@ -1,6 +1,5 @@
 //! Random histories under every scheme, on real page tables walked by an emulated MMU.
 
-#[allow(dead_code, reason = "each test uses a part of it")]
 mod replaying;
 
 use quire::addr::Order;

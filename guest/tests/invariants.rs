@@ -4,7 +4,6 @@
 //! The recount holds every scheme's state and answers against the tables already; here the same facts are stated once more, one by one and between the schemes,
 //! so that a mistake in the recount's own idea of a scheme would show.
 
-#[allow(dead_code, reason = "each test uses a part of it")]
 mod replaying;
 
 use std::collections::HashMap;
@@ -21,8 +20,9 @@ use quire::mapcount::{
 };
 use quire::memory::Memory;
 use quire::model::Machine;
+use quire::space::Prot;
 use quire::space::{Manager, PAGES_END, Policy, SpaceId, VmaFlags};
-use quire::trace::{Prot, Replay};
+use quire::trace::Replay;
 use quire_fixtures::history;
 use replaying::{Checked, machine};
 
@@ -243,10 +243,13 @@ fn snapshot(manager: &World<'_>) -> HashMap<u64, Known> {
     for folio in folios(manager) {
         let mut known = known(manager, folio, 0);
         known.exclusive.clear();
-        let forget = |shared: &mut bool| *shared = false;
-        known.total.as_mut().map(|counters| forget(&mut counters.shared));
-        known.levels.as_mut().map(|counters| forget(&mut counters.shared));
-        known.mm_owner.as_mut().map(|counters| forget(&mut counters.shared));
+        for shared in [
+            known.total.as_mut().map(|counters| &mut counters.shared),
+            known.levels.as_mut().map(|counters| &mut counters.shared),
+            known.mm_owner.as_mut().map(|counters| &mut counters.shared),
+        ] {
+            *shared.expect("counters") = false;
+        }
         all.insert(folio.head().raw(), known);
     }
     all

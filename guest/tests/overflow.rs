@@ -9,8 +9,7 @@ use quire::mapcount::{
     Vmas, ZeroOneTwoMany,
 };
 use quire::model::Machine;
-use quire::space::{FaultError, Map, MapError, ObjectId, Policy};
-use quire::trace::{Advice, ObjectKind};
+use quire::space::{Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy};
 use world::{BASE, Everything, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 #[test]

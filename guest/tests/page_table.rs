@@ -12,9 +12,8 @@ use quire::mapcount::Total;
 use quire::memory::{FlushScope, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{FLUSH_CAPACITY, Flush, OpenError, PageTable, Tables};
-use quire::space::{Map, Policy};
+use quire::space::{Advice, Map, Policy};
 use quire::sync::{WordGuard, lock_word};
-use quire::trace::Advice;
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
 
 const TABLES: u64 = 512;
@@ -262,7 +261,7 @@ fn frozen_leaves_are_absent_but_held() {
     assert!(table.lookup(&heap, 4).is_none());
     part.thaw(4, 1);
     assert_eq!(part.leaf(4), Some(Leaf { pfn: Pfn::new(41), ..clean }));
-    part.thaw_to(5, Pfn::new(99));
+    part.thaw_to(5, 1, Pfn::new(99));
     assert_eq!(part.leaf(5), Some(Leaf { pfn: Pfn::new(99), ..clean }));
     part.freeze(3, 1);
     assert_eq!(part.clear(3, 1), clean.attrs);

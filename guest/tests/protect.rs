@@ -5,8 +5,7 @@ mod world;
 use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::Order;
-use quire::space::{Access, FaultError, FaultKind, Map, Policy};
-use quire::trace::{ObjectKind, Prot};
+use quire::space::{Access, FaultError, FaultKind, Map, ObjectKind, Policy, Prot};
 use world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 const RX: Prot = Prot { read: true, write: false, exec: true };
@@ -107,7 +106,7 @@ fn files() {
     let space = world.space();
     world.map(space, BASE, 1024, R, Map::Shared(file, 0));
     world.map(space, 2 * BASE, 1024, R, Map::Private(file, 0));
-    for (base, before) in [(BASE, quire::trace::file_word(1, 600)), (2 * BASE, 7)] {
+    for (base, before) in [(BASE, quire::space::file_word(1, 600)), (2 * BASE, 7)] {
         assert_eq!(world.read(space, base + 600), before);
         assert_eq!(world.access(space, base + 600, Some(1)), Err(FaultError::Forbidden));
         world.manager.protect(space, at(base + 512), 512, RW).unwrap();

@@ -3,8 +3,7 @@
 mod world;
 
 use quire::addr::{Gva, Level, Order};
-use quire::space::{FaultError, Map, MapError, Policy};
-use quire::trace::ObjectKind;
+use quire::space::{FaultError, Map, MapError, ObjectKind, Policy};
 use world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 #[test]

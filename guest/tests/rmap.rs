@@ -3,8 +3,7 @@
 mod world;
 
 use quire::addr::{Level, Order};
-use quire::space::Map;
-use quire::trace::{Advice, ObjectKind, file_word};
+use quire::space::{Advice, Map, ObjectKind, file_word};
 use world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 #[test]

@@ -11,8 +11,10 @@ use quire::mapcount::{
     Target, Total, Tuples, Vmas, ZeroOneTwoMany,
 };
 use quire::model::{Machine, ModelTenant};
-use quire::space::{Access, FaultError, Manager, Map, MapError, ObjectId, PAGES_END, Policy, SpaceId};
-use quire::trace::{Advice, ObjectKind, Prot, Tenant};
+use quire::space::{
+    Access, Advice, FaultError, Manager, Map, MapError, ObjectId, ObjectKind, PAGES_END, Policy, Prot, SpaceId,
+};
+use quire::trace::Tenant;
 
 const FRAMES: u64 = 4096;
 const READ: Prot = Prot { read: true, write: false, exec: false };

@@ -10,8 +10,8 @@ use quire::mapcount::{
     PerPageCounters, RmapIds, Target, Total, TotalCounters, Tuples, Vmas, ZeroOneTwoMany,
 };
 use quire::memory::Memory;
+use quire::space::{Advice, ObjectKind};
 use quire::space::{Map, ObjectId, SpaceId};
-use quire::trace::{Advice, ObjectKind};
 use world::{BASE, Everything, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 /// What the observed schemes have counted for a folio.

@@ -4,8 +4,7 @@ mod world;
 
 use quire::addr::{Level, Order};
 use quire::mapcount::Total;
-use quire::space::{Policy, SplitReport};
-use quire::trace::Advice;
+use quire::space::{Advice, Policy, SplitReport};
 use world::{BASE, Everything, FRAMES, World, at, huge, huge_by_pages, machine_of};
 
 #[test]

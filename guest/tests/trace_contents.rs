@@ -4,9 +4,10 @@
 use proptest::prelude::*;
 use quire::addr::Gva;
 use quire::model::contents::{Contents, Refusal};
+use quire::space::file_word;
 use quire::trace::check::{CheckError, Misplaced, check};
 use quire::trace::text::Reader;
-use quire::trace::{Op, file_word, stamp};
+use quire::trace::{Op, stamp};
 
 const SEED: u64 = 7;
 

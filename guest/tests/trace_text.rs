@@ -239,7 +239,7 @@ fn what_a_header_cannot_hold_is_replaced() {
     assert_eq!(reader.header().title, Some("two?lines"));
     assert_eq!(reader.header().command.map(str::len), Some(320));
     assert_eq!(reader.header().recorded_by, Some("?"));
-    let op = Op::Object { object: 0, kind: quire::trace::ObjectKind::File, pages: 1, order: quire::addr::Order::BASE };
+    let op = Op::Object { object: 0, kind: quire::space::ObjectKind::File, pages: 1, order: quire::addr::Order::BASE };
     assert_eq!(Line { op, name: Some("my file\u{e9}") }.to_string(), "object 0 file 1 0 my_file_");
     assert_eq!(Line { op, name: Some("") }.to_string(), "object 0 file 1 0");
 }

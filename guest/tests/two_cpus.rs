@@ -17,9 +17,8 @@ use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tupl
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
 use quire::page_table::{Flush, PageTable, Part, Tables};
-use quire::space::{Access, FaultError, Manager, Map, MapError, Policy, SpaceId};
+use quire::space::{Access, Advice, FaultError, Manager, Map, MapError, ObjectKind, Policy, Prot, SpaceId};
 use quire::sync::{WordGuard, lock_word};
-use quire::trace::{Advice, ObjectKind, Prot};
 use world::{BASE, R, RW, at, huge, huge_by_pages};
 
 const FRAMES: u64 = 8 * 1024;
@@ -448,6 +447,150 @@ fn stores_to_a_folio_that_is_split_are_kept() {
         }
         world.end();
     }
+}
+
+/// Migrates the folio at `page`, if nothing stands against it.
+fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> bool {
+    let pin = world.manager.pin(space, at(page), Access::Read).unwrap();
+    let moved = world.manager.migrate(pin.folio()).is_ok();
+    world.manager.unpin(pin, false);
+    moved
+}
+
+#[test]
+fn stores_to_pages_that_move_are_kept() {
+    let (mut migrated, mut collapsed) = (0, 0);
+    for round in 0..12 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
+        let space = world.anon(512);
+        for page in 0..512 {
+            world.access(space, BASE + page, 3, 1).unwrap();
+        }
+        // Another space has it too, of which every third store takes a page away.
+        let child = (round % 3 == 0).then(|| world.manager.fork(space).unwrap());
+        let done = AtomicU64::new(0);
+        both(
+            || {
+                for i in 0..10_000 {
+                    world.access(space, BASE + i * 7 % 500, 3, 1).unwrap();
+                }
+                done.store(1, Relaxed);
+            },
+            || {
+                let mut i = 0;
+                while done.load(Relaxed) == 0 {
+                    i += 1;
+                    migrated += u64::from(migrate(&world, child.unwrap_or(space), BASE + i * 3 % 512));
+                    collapsed += u64::from(world.manager.collapse_by_copy(space, at(BASE), 0).is_ok());
+                }
+            },
+        );
+        for page in 0..500 {
+            assert_eq!(world.access(space, BASE + page, 3, 0), Ok(21), "page {page}");
+            if let Some(child) = child {
+                assert_eq!(world.access(child, BASE + page, 3, 0), Ok(1), "page {page} of the child");
+            }
+        }
+        world.end();
+    }
+    assert!(migrated > 100 && collapsed > 2, "{migrated} migrated, {collapsed} collapsed");
+}
+
+#[test]
+fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
+    let (mut migrated, mut reclaimed) = (0, 0);
+    for round in 0..12 {
+        let cpus = Cpus::new();
+        let world: World<'_, Checked> = World::new(&cpus, huge());
+        let file = world.manager.create_object(ObjectKind::File, 5, 1024, Order::new([0, 4, 9][round % 3])).unwrap();
+        let (space, other) = (world.anon(1), world.anon(1));
+        world.manager.map(space, at(2 * BASE), 1024, RW, Map::Shared(file, 0)).unwrap();
+        let done = AtomicU64::new(0);
+        both(
+            || {
+                for i in 0..300 {
+                    // A space that is new to the file while it is moved: its stores, and nothing of them but those, must be found.
+                    let new = world.manager.create_space().unwrap();
+                    world.manager.map(new, at(BASE + i % 9), 1000, RW, Map::Shared(file, 0)).unwrap();
+                    for page in [3, 16 * (i % 30), 700] {
+                        world.access(new, BASE + i % 9 + page, 2, 1).unwrap();
+                        world.access(space, 2 * BASE + page, 3, 1).unwrap();
+                        // Clean pages, that go and come back.
+                        let clean = 800 + (i + page) % 64;
+                        let word = world.access(new, BASE + i % 9 + clean, 0, 0);
+                        assert_eq!(word, Ok(quire::space::file_word(5, clean)));
+                    }
+                    world.manager.destroy_space(new);
+                }
+                done.store(1, Relaxed);
+            },
+            || {
+                world.manager.map(other, at(3 * BASE), 1024, RW, Map::Private(file, 0)).unwrap();
+                let mut i = 0;
+                while done.load(Relaxed) == 0 {
+                    i += 1;
+                    migrated += u64::from(migrate(&world, other, 3 * BASE + i * 3 % 1024));
+                    reclaimed += world.manager.reclaim(file, 64, i % 2 == 0).reclaimed;
+                }
+            },
+        );
+        for word in [2, 3] {
+            let stores: u64 = (0..1000).map(|page| world.access(space, 2 * BASE + page, word, 0).unwrap()).sum();
+            assert_eq!(stores, 900);
+        }
+        world.audit();
+        for space in [space, other] {
+            world.manager.destroy_space(space);
+        }
+        world.manager.destroy_object(file);
+        world.end();
+    }
+    assert!(migrated > 100 && reclaimed > 100, "{migrated} migrated, {reclaimed} reclaimed");
+}
+
+#[test]
+fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
+    const PAGES: u64 = 16;
+    let mut reclaimed = 0;
+    let cpus = Cpus::new();
+    let world: World<'_, Total> = World::new(&cpus, huge());
+    let space = world.anon(1);
+    for round in 0..400 {
+        let file = world.manager.create_object(ObjectKind::File, 5, PAGES, Order::new([0, 2][round % 2])).unwrap();
+        world.manager.map_fixed(space, at(2 * BASE), PAGES, RW, Map::Shared(file, 0)).unwrap();
+        let read = |page| world.access(space, 2 * BASE + page, 3, 0).unwrap();
+        for page in 0..PAGES {
+            read(page);
+        }
+        let done = AtomicU64::new(0);
+        both(
+            || {
+                for page in (0..PAGES).map(|i| i * 5 % PAGES) {
+                    for _ in 0..3 {
+                        for page in 0..PAGES {
+                            read(page);
+                        }
+                    }
+                    world.access(space, 2 * BASE + page, 3, 1).unwrap();
+                }
+                done.store(1, Relaxed);
+            },
+            || {
+                while done.load(Relaxed) == 0 {
+                    reclaimed += world.manager.reclaim(file, PAGES, false).reclaimed;
+                }
+            },
+        );
+        for page in 0..PAGES {
+            assert_eq!(read(page), 1, "page {page}");
+        }
+        world.manager.unmap(space, at(2 * BASE), PAGES).unwrap();
+        world.manager.destroy_object(file);
+    }
+    world.manager.destroy_space(space);
+    world.end();
+    assert!(reclaimed > 100, "{reclaimed} reclaimed");
 }
 
 #[test]

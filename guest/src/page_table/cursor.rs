@@ -424,14 +424,18 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         }
     }
 
-    /// Puts `pfn` in place of what the frozen leaf at `i` maps, and thaws it: its attributes stay.
+    /// Puts consecutive memory from `pfn` on in place of what the `n` frozen leaves from `i` on map, and thaws them: their attributes stay.
     ///
     /// # Panics
-    /// When `i` is no frozen leaf.
-    pub fn thaw_to(&self, i: usize, pfn: Pfn) {
-        let leaf = self.held(i).filter(|_| self.is_frozen(i)).expect("a frozen leaf");
-        // Release: the contents and counts of the new folio are there before a walk can reach it.
-        self.entries[i].store(F::leaf(Leaf { pfn, ..leaf }, self.level), Release);
+    /// When one of them is no frozen leaf.
+    pub fn thaw_to(&self, i: usize, n: usize, pfn: Pfn) {
+        let mut pfn = pfn;
+        for i in i..i + n {
+            let leaf = self.held(i).filter(|_| self.is_frozen(i)).expect("a frozen leaf");
+            // Release: the contents and counts of the new folio are there before a walk can reach it.
+            self.entries[i].store(F::leaf(Leaf { pfn, ..leaf }, self.level), Release);
+            pfn = pfn.add(self.level.entry_pages());
+        }
     }
 
     /// Takes `remove` away from `n` leaves from `i` on and gives them `add`. Settled entries by a load and a store, others by a

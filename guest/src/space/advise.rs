@@ -1,6 +1,7 @@
 //! madvise.
 
 use super::map::pages_of;
+use super::rights::Advice;
 use super::vma::VmaFlags;
 use super::{Manager, MapError, SpaceId};
 use crate::addr::Gva;
@@ -8,7 +9,6 @@ use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Flush;
 use crate::sync::write_lock;
-use crate::trace::Advice;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Acts on advice for a range; holes are skipped.

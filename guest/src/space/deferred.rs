@@ -1,23 +1,19 @@
 //! Folios that are only partly mapped, and their split: the queue of candidates, and the move of what is still mapped to folios of
 //! order 0, so that the rest is freed.
 //!
-//! A split holds the locks of all spaces that map the folio, so that nobody faults there, maps, unmaps or forks. It freezes the folio's leaves and
-//! flushes; now nobody can reach the folio, and if it has no other references its pages are copied and the leaves
-//! put on the copies. Counts and references of the old folio go last: up to there everything can be undone by thawing.
+//! A split is a [migration](super::migrate) of every mapped page to a folio of its own.
 
 use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::Manager;
-use super::vma::Vma;
+use super::migrate::has_only;
+use super::{Manager, MigrateFailed, SpaceBusy};
 use crate::addr::{ENTRIES, Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Frames, Mapping, Record, Slab};
-use crate::format::LongMode;
-use crate::mapcount::{Accounting, Batch, Class, Neighbours};
+use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::page_table::Part;
-use crate::sync::{end_write, lock_word, try_write};
+use crate::sync::lock_word;
 
 /// What [`Manager::split_deferred`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +48,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Probes at most `most` candidates of the deferred-split queue, oldest first, by a walk over their leaves. Of those that are really partly mapped the
     /// mapped pages move to folios of order 0, and all their frames return. Waits for nobody: what is in use stays in the queue, behind the others.
     pub fn split_deferred(&self, most: u64) -> SplitReport {
-        let _one_at_a_time = lock_word(&self.deferred.splitting);
+        let _one_at_a_time = lock_word(&self.moving);
         let mut report = SplitReport::default();
         for _ in 0..most.min(self.deferred.len()) {
             let Some(folio) = self.deferred.first(&self.frames, &self.folios) else { break };
@@ -84,58 +80,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     fn split_candidate(&self, folio: Folio<'_>) -> Outcome {
-        match self.hold_spaces(folio) {
-            Some(true) => {}
-            Some(false) => return Outcome::NotPartial,
-            None => return Outcome::Postponed,
-        }
-        let outcome = self.split_held(folio);
-        self.release_spaces(folio);
-        outcome
-    }
-
-    /// Takes the locks of all spaces with vmas of the folio's object. `Some(false)` when there is none, `None` when one was not to be had.
-    fn hold_spaces(&self, folio: Folio<'_>) -> Option<bool> {
-        // The object may be gone, if leaves and vmas have gone since; its number may name another one. Under this lock it cannot
-        // change; that no leaf of the folio is found in it is all that follows then.
-        let _families = lock_word(&self.families);
-        let number = folio.mapping().object;
-        if !self.objects.is_in_use(&self.frames, number) {
-            return Some(false);
-        }
-        let object = self.object(number);
-        let guard = lock_word(object.lock);
-        if !object.is_anon() {
-            return Some(false);
-        }
-        let mut any = false;
-        for vma in self.vmas_of(&object, true) {
-            let space = self.space(vma.space());
-            if space.held.load(Relaxed) == 1 {
-                continue;
-            }
-            // Not waited for: its holder may wait for the object.
-            if !try_write(space.lock) {
-                drop(guard);
-                self.release_spaces(folio);
-                return None;
-            }
-            space.held.store(1, Relaxed);
-            any = true;
-        }
-        Some(any)
-    }
-
-    fn release_spaces(&self, folio: Folio<'_>) {
-        let object = self.object(folio.mapping().object);
-        // Nobody whose space is released changes the list before the last one is.
-        let _guard = lock_word(object.lock);
-        for vma in self.vmas_of(&object, true) {
-            let space = self.space(vma.space());
-            if space.held.load(Relaxed) == 1 {
-                space.held.store(0, Relaxed);
-                end_write(space.lock);
-            }
+        match self.with_spaces_held(folio, || self.split_held(folio)) {
+            Ok(outcome) => outcome.unwrap_or(Outcome::NotPartial),
+            Err(SpaceBusy(_)) => Outcome::Postponed,
         }
     }
 
@@ -143,7 +90,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn split_held(&self, folio: Folio<'_>) -> Outcome {
         let Some(moves) = Moves::new(self, folio) else { return Outcome::Postponed };
         let (mut leaves, mut has_large) = (0, false);
-        let _ = self.walk_settled(folio, |_, _, part, range, _| {
+        let _ = self.walk_held(folio, |_, _, part, range, _| {
             for i in range {
                 let leaf = part.held(i).expect("the walk found a leaf");
                 let first = leaf.pfn.raw() - folio.head().raw();
@@ -176,7 +123,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn split_leaves(&self, folio: Folio<'_>) -> bool {
         loop {
             let (mut any, mut done) = (false, true);
-            let _ = self.walk_settled(folio, |_, vma, part, range, flush| {
+            let _ = self.walk_held(folio, |_, vma, part, range, flush| {
                 if part.level() == Level::ONE {
                     return ControlFlow::Continue(());
                 }
@@ -194,81 +141,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Moves every leaf of the folio to the copy of its page. Whether nothing stood against it; else everything is as before.
     fn move_pages(&self, folio: Folio<'_>, moves: &Moves<'_, M, A>) -> bool {
-        let mut leaves = 0;
-        let _ = self.walk_settled(folio, |_, _, part, range, flush| {
-            part.freeze(range.start, range.len());
-            flush.add_pages(part.page(range.start), range.len() as u64);
-            leaves += range.len() as u64;
-            ControlFlow::Continue(())
-        });
-        // Nobody reaches the folio through a leaf from here on: who has a reference has it for other reasons.
-        let mut added = 0;
-        let good = folio.refs() == leaves + 1 && {
-            moves.copy();
-            self.walk_settled(folio, |_, vma, part, range, _| {
-                for i in range {
-                    let copy = moves.copy_of(part, i);
-                    copy.get(1);
-                    if self.count(copy, &single(vma, part), Neighbours::default()).is_err() {
-                        drop_reference(copy);
-                        return ControlFlow::Break(());
-                    }
-                    added += 1;
-                }
-                ControlFlow::Continue(())
-            })
-            .is_continue()
-        };
-        if !good {
-            let _ = self.walk_settled(folio, |_, vma, part, range, _| {
-                for i in range.clone() {
-                    if added > 0 {
-                        added -= 1;
-                        let copy = moves.copy_of(part, i);
-                        let delta = A::sub(&self.counts(copy), &single(vma, part), Neighbours::default());
-                        self.note(copy, delta);
-                        drop_reference(copy);
-                    }
-                }
-                part.thaw(range.start, range.len());
-                ControlFlow::Continue(())
-            });
-            return false;
-        }
-        let _ = self.walk_settled(folio, |_, vma, part, range, _| {
-            let (_, batch, _) = self.batch_at(vma, part, range.start, range.end, crate::format::Attrs::ALL);
-            for i in range.clone() {
-                part.thaw_to(i, moves.copy_of(part, i).head());
+        let copy_of = |page| moves.copy_at(page).expect("a mapped page has a copy");
+        let copy = |leaves| {
+            // Nobody reaches the folio through a leaf now: who has a reference has it for other reasons.
+            if !has_only(folio, leaves + 1) {
+                return Err(MigrateFailed::Referenced);
             }
-            // Of the folio there stays in this table what is still frozen.
-            let beside = self.beside(part, vma, folio, range);
-            let delta = A::sub(&self.counts(folio), &batch, beside);
-            self.statistics.subs.fetch_add(1, Relaxed);
-            self.note(folio, delta);
-            let last = folio.put(batch.leaves());
-            debug_assert!(!last, "the split holds a reference");
-            ControlFlow::Continue(())
-        });
-        true
+            moves.copy();
+            Ok(())
+        };
+        self.exchange_leaves(folio, copy_of, copy).is_ok()
     }
-}
-
-/// A leaf of order 0 of a folio of order 0.
-fn single<M: Memory + Tlb, A: Accounting>(vma: Vma<'_>, part: &Part<'_, LongMode, Manager<M, A>>) -> Batch {
-    Batch {
-        class: Class::Process,
-        first: 0,
-        pages: 1,
-        leaf: Order::BASE,
-        region: vma.region(),
-        table: part.table(),
-        owner: vma.space().raw(),
-    }
-}
-
-/// Drops a reference to a folio that must not be freed by it.
-fn drop_reference(folio: Folio<'_>) {
-    let _ = folio.put(1);
 }
 
 // What a word of `Moves` says of its page.
@@ -335,12 +218,6 @@ impl<'m, M: Memory + Tlb, A: Accounting> Moves<'m, M, A> {
         Some(self.manager.folio(pfn).expect("a folio was made there"))
     }
 
-    /// The copy of the page that leaf `i` of `part` maps.
-    fn copy_of(&self, part: &Part<'_, LongMode, Manager<M, A>>, i: usize) -> Folio<'m> {
-        let leaf = part.held(i).expect("the walk found a leaf");
-        self.copy_at(leaf.pfn.raw() - self.folio.head().raw()).expect("a mapped page has a copy")
-    }
-
     /// Copies the contents of all mapped pages.
     fn copy(&self) {
         for (page, copy) in self.copies() {
@@ -368,8 +245,6 @@ pub(super) struct DeferredQueue {
     first: AtomicU64,
     last: AtomicU64,
     length: AtomicU64,
-    /// Held by whoever splits.
-    splitting: AtomicU64,
 }
 
 impl DeferredQueue {

@@ -8,6 +8,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::rights::stack_grows;
 use super::vma::{Vma, VmaFlags};
 use super::{LargeFolios, Manager, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level, Order, Pfn};
@@ -18,7 +19,6 @@ use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Place};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{lock_word, read_lock, write_lock};
-use crate::trace::stack_grows;
 
 /// What the tenant tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::object::ObjectId;
+use super::rights::Prot;
 use super::vma::{Vma, VmaFlags};
 use super::{Manager, PAGES_END, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level, Pfn};
@@ -11,7 +12,6 @@ use crate::mapcount::{Accounting, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Flush;
 use crate::sync::write_lock;
-use crate::trace::Prot;
 
 /// Why an operation on mappings was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,25 +7,35 @@
 //! mapping: references, counts, entries.
 
 mod advise;
+mod collapse;
 mod deferred;
 mod driver;
 mod fault;
 mod fork;
 mod map;
+mod migrate;
 mod object;
+mod pin;
 mod protect;
+mod reclaim;
 mod remap;
 mod reverse;
+mod rights;
 mod split;
 mod tree;
 mod vma;
 mod zap;
 
+pub use collapse::CollapseRefused;
 pub use deferred::SplitReport;
 pub use fault::{Access, Fault, FaultError, FaultKind};
 pub use map::{Map, MapError};
+pub use migrate::MigrateFailed;
 pub use object::ObjectId;
+pub use pin::Pin;
+pub use reclaim::ReclaimReport;
 pub use reverse::{SpaceBusy, UnmapFailed};
+pub use rights::{Advice, ObjectKind, Prot, STACK_GAP_PAGES, STACK_REACH_PAGES, file_word, stack_grows};
 pub use vma::{Tracking, Vma, VmaFlags};
 
 use core::fmt;
@@ -169,6 +179,8 @@ pub struct Manager<M, A> {
     ref_limit: AtomicU64,
     statistics: Statistics,
     deferred: deferred::DeferredQueue,
+    /// Held by whoever moves folios, and so holds several spaces.
+    moving: AtomicU64,
     /// Anonymous objects go under it, so that who holds it may look at one that might go.
     families: AtomicU64,
     /// The largest order of a folio that there ever was, for schemes that count regions.
@@ -212,6 +224,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             ref_limit: AtomicU64::new(REF_LIMIT),
             statistics: Statistics::default(),
             deferred: deferred::DeferredQueue::default(),
+            moving: AtomicU64::new(0),
             families: AtomicU64::new(0),
             largest: AtomicU64::new(0),
             scheme: PhantomData,
@@ -456,24 +469,37 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         batch: Range<usize>,
     ) -> Neighbours {
+        self.beside_among(part, vma, folio, folio.head()..folio.end(), batch, 0..PAGES_END)
+    }
+
+    /// [`beside`](Self::beside), of leaves of `frames` in pages `within`: what stands there for the folio, or will.
+    fn beside_among(
+        &self,
+        part: &Part<'_, LongMode, Self>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        frames: Range<Pfn>,
+        batch: Range<usize>,
+        within: Range<u64>,
+    ) -> Neighbours {
         let region = if A::NEEDS.region {
-            let window = vma.window(folio, 0..PAGES_END);
+            let window = vma.window(folio, within.clone());
             let (start, end) = (part.page(batch.start), part.page(batch.end));
             // Nothing to count where the batch is all that this vma can hold of the folio.
             let before = window.start..start.min(window.end);
             let after = end.max(window.start)..window.end;
-            self.pages_of(vma, folio, before) + self.pages_of(vma, folio, after)
+            self.pages_of(vma, frames.clone(), before) + self.pages_of(vma, frames.clone(), after)
         } else {
             0
         };
-        Neighbours { region, ..self.beside_in_table(part, vma, folio, batch) }
+        Neighbours { region, tuple: self.tuple_beside(part, vma, folio, frames, batch, within) }
     }
 
-    /// How many of the pages `range` of `vma` map `folio`, in whatever tables. No lock but those that keep the leaves of this vma as they are: the space
+    /// How many of the pages `range` of `vma` map a frame of `frames`, in whatever tables. No lock but those that keep the leaves of this vma as they are: the space
     /// lock, or shared and with the vma's region lock.
-    fn pages_of(&self, vma: Vma<'_>, folio: Folio<'_>, range: Range<u64>) -> u32 {
+    fn pages_of(&self, vma: Vma<'_>, frames: Range<Pfn>, range: Range<u64>) -> u32 {
         let table = self.space(vma.space()).table();
-        table.count_of(self, range, folio.head()..folio.end()).pages as u32
+        table.count_of(self, range, frames).pages as u32
     }
 
     /// Lets the scheme learn how many leaves `vma` has of `folio`, if it wants to. The caller holds the space.
@@ -492,23 +518,37 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         batch: Range<usize>,
     ) -> Neighbours {
+        let frames = folio.head()..folio.end();
+        Neighbours { tuple: self.tuple_beside(part, vma, folio, frames, batch, 0..PAGES_END), region: 0 }
+    }
+
+    /// The part of [`beside_among`](Self::beside_among) that lies in the table of `part`.
+    fn tuple_beside(
+        &self,
+        part: &Part<'_, LongMode, Self>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        frames: Range<Pfn>,
+        batch: Range<usize>,
+        within: Range<u64>,
+    ) -> u32 {
         if !A::NEEDS.tuple {
-            return Neighbours::default();
+            return 0;
         }
-        let window = vma.window(folio, part.span());
+        let span = part.span();
+        let window = vma.window(folio, span.start.max(within.start)..span.end.min(within.end));
         if window.is_empty() {
-            return Neighbours::default();
+            return 0;
         }
         let window = part.index(window.start)..part.index(window.end - 1) + 1;
         if batch == window {
             // The batch is all that this vma and this table can hold of the folio.
-            return Neighbours::default();
+            return 0;
         }
-        let before =
-            part.count_leaves_of(window.start..batch.start.clamp(window.start, window.end), folio.head(), folio.end());
-        let after =
-            part.count_leaves_of(batch.end.clamp(window.start, window.end)..window.end, folio.head(), folio.end());
-        Neighbours { tuple: before + after, ..Neighbours::default() }
+        let before = window.start..batch.start.clamp(window.start, window.end);
+        let after = batch.end.clamp(window.start, window.end)..window.end;
+        let count = |range| part.count_leaves_of(range, frames.start, frames.end);
+        count(before) + count(after)
     }
 
     /// Finishes a flush: what the entries led to is released behind it.
@@ -544,7 +584,7 @@ pub(crate) struct Space<'a> {
     brk: &'a AtomicU64,
     /// Processes and threads that live in it.
     sharers: &'a AtomicU64,
-    /// 1 while the split of a folio holds the space lock. Under the split lock.
+    /// 1 while the move of a folio holds the space lock. Under the move lock.
     held: &'a AtomicU64,
 }
 

@@ -3,19 +3,21 @@
 //!
 //! A page cache is a page table of the same engine: it maps file pages to frames, and holds one reference on each folio.
 
+use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::migrate::has_only;
+use super::rights::{ObjectKind, file_word};
 use super::vma::Vma;
 use super::{Manager, MapError, Table};
 use crate::addr::{Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Mapping};
-use crate::format::{Attrs, Leaf};
+use crate::format::{Attrs, Leaf, LongMode};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, PageTable, Tables};
+use crate::page_table::{Flush, OpenError, PageTable, Part, Tables};
 use crate::sync::lock_word;
-use crate::trace::{ObjectKind, file_word};
 
 /// Names a memory object of the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +86,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let folio = self.folio(leaf.pfn).expect("a page cache maps folios");
                 let entries = ((folio.pages() >> part.level().page_shift()) as usize).max(1);
                 part.clear(i, entries);
+                // Who still holds it must not look for it in a cache that may be another object's then.
+                folio.clear_flags(FolioFlags::CACHE);
                 self.put(folio, 1);
                 i += entries;
             }
@@ -148,24 +152,67 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// A folio over pages `first..` of the object, entered in its cache; `None` when some of them are cached already or frames ran out.
     pub(super) fn fill(&self, object: &Object<'_>, cache: Table, first: u64, order: Order) -> Option<Folio<'_>> {
-        let level = if order >= Order::HUGE { Level::TWO } else { Level::ONE };
-        let part = cache.cursor(self, first, first + order.pages()).open(level).ok()?;
-        let i = part.index(first);
-        let n = (order.pages() >> level.page_shift()) as usize;
-        if !(i..i + n).all(|i| part.is_absent(i)) {
+        let mapping = Mapping { object: object.number, index: first };
+        let (part, range) = self.cache_entries(cache, mapping, order).ok()?;
+        if !range.clone().all(|i| part.is_absent(i)) {
             return None;
         }
-        let mapping = Mapping { object: object.number, index: first };
         let folio = self.new_folio(order, FolioFlags::CACHE, mapping, true)?;
         // One for the cache, one for the caller.
         folio.init_refs(2);
-        part.install(i, n, Leaf { pfn: folio.head(), attrs: Attrs::NONE });
+        part.install(range.start, range.len(), Leaf { pfn: folio.head(), attrs: Attrs::NONE });
         if let Some(file) = (object.contents.load(Relaxed) as u32).checked_sub(1) {
             for i in 0..order.pages() {
                 self.memory().frame(folio.head().add(i)).0[0].store(file_word(file, first + i), Relaxed);
             }
         }
         Some(folio)
+    }
+
+    /// The entries of a page cache that belong to a folio of `order` at `mapping`.
+    fn cache_entries(
+        &self,
+        cache: Table,
+        mapping: Mapping,
+        order: Order,
+    ) -> Result<(Part<'_, LongMode, Self>, Range<usize>), OpenError> {
+        let level = if order >= Order::HUGE { Level::TWO } else { Level::ONE };
+        let part = cache.cursor(self, mapping.index, mapping.index + order.pages()).open(level)?;
+        let i = part.index(mapping.index);
+        Ok((part, i..i + (order.pages() >> level.page_shift()) as usize))
+    }
+
+    /// Takes a folio out of the page cache, or puts `new` in its place, if only the page cache and `others` hold references: those of `others` are
+    /// not found through the object. `before` runs when nobody can find the folio any more. Whether all this was so.
+    pub(super) fn exchange_in_cache(
+        &self,
+        folio: Folio<'_>,
+        others: u64,
+        new: Option<Folio<'_>>,
+        before: impl FnOnce() -> bool,
+    ) -> bool {
+        let mapping = folio.mapping();
+        if !self.objects.is_in_use(&self.frames, mapping.object) {
+            return false;
+        }
+        let object = self.object(mapping.object);
+        // Whoever finds the folio through the object, to map it, takes its reference under this lock.
+        let _guard = lock_word(object.lock);
+        if object.is_anon() || !has_only(folio, others + 1) || !folio.flags().has(FolioFlags::CACHE) || !before() {
+            return false;
+        }
+        let (part, range) = self.cache_entries(object.cache(), mapping, folio.order()).expect("a cached folio");
+        debug_assert_eq!(part.leaf(range.start).map(|leaf| leaf.pfn), Some(folio.head()), "another folio is cached");
+        part.clear(range.start, range.len());
+        folio.clear_flags(FolioFlags::CACHE);
+        if let Some(new) = new {
+            new.get(1);
+            new.set_flags(FolioFlags::CACHE);
+            part.install(range.start, range.len(), Leaf { pfn: new.head(), attrs: Attrs::NONE });
+        }
+        let last = folio.put(1);
+        debug_assert!(!last, "the caller holds a reference");
+        true
     }
 
     // --- lists of vmas ---------------------------------------------------------------------------------------
@@ -243,7 +290,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The vmas in the list of `object`. Under its lock.
     pub(super) fn vmas_of<'s>(&'s self, object: &Object<'_>, anon: bool) -> impl Iterator<Item = Vma<'s>> {
-        core::iter::successors(self.first_vma(object), move |&vma| self.vma_behind(vma, anon))
+        self.vmas_from(self.first_vma(object), anon)
+    }
+
+    /// The vmas of a list from `first` on. Under the lock of the object.
+    pub(super) fn vmas_from<'s>(&'s self, first: Option<Vma<'s>>, anon: bool) -> impl Iterator<Item = Vma<'s>> {
+        core::iter::successors(first, move |&vma| self.vma_behind(vma, anon))
     }
 
     /// The first in the list of `object`. Under its lock.
@@ -270,6 +322,11 @@ impl Object<'_> {
     /// Whether its pages are made by a driver, not by faults.
     pub(super) fn is_driver(&self) -> bool {
         self.contents.load(Relaxed) == DRIVER
+    }
+
+    /// Whether its pages can be read again once they are gone.
+    pub(super) fn is_file(&self) -> bool {
+        !matches!(self.contents.load(Relaxed), 0 | DRIVER)
     }
 
     pub(super) fn cache(&self) -> Table {

@@ -3,6 +3,7 @@
 use core::ops::ControlFlow;
 
 use super::map::pages_of;
+use super::rights::Prot;
 use super::vma::VmaFlags;
 use super::{Manager, MapError, SpaceId};
 use crate::addr::Gva;
@@ -11,7 +12,6 @@ use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Flush;
 use crate::sync::write_lock;
-use crate::trace::Prot;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Changes the protection of a range; holes are skipped. Stores become possible page by page, as faults prove them harmless.

@@ -36,8 +36,8 @@ pub enum UnmapFailed {
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The object of a folio, if any vma is in its list; locked.
-    fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
-        // As in `hold_spaces`: the object may be gone and its number name another one, in which no leaf of the folio is found.
+    pub(super) fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
+        // The object may be gone, if leaves and vmas have gone since, and its number name another one, in which no leaf of the folio is found.
         let _families = lock_word(&self.families);
         let number = folio.mapping().object;
         if !self.objects.is_in_use(&self.frames, number) {
@@ -104,6 +104,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn walk_settled<'a>(
         &'a self,
         folio: Folio<'a>,
+        visit: impl FnMut(
+            &Space<'_>,
+            Vma<'a>,
+            &Part<'a, LongMode, Self>,
+            Range<usize>,
+            &mut Flush<Removed<'a>>,
+        ) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.walk_where(folio, |_| true, visit)
+    }
+
+    /// [`walk_vma`](Self::walk_vma) for the vmas of spaces that are `stable`: the caller holds them exclusively, or nobody else runs. Twice the same
+    /// order while they are held.
+    pub(super) fn walk_where<'a>(
+        &'a self,
+        folio: Folio<'a>,
+        stable: impl Fn(&Space<'_>) -> bool,
         mut visit: impl FnMut(
             &Space<'_>,
             Vma<'a>,
@@ -113,21 +130,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         ) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let Some((object, guard)) = self.lock_object_of(folio) else { return ControlFlow::Continue(()) };
-        let mut next = self.first_vma(&object);
-        // The list does not change while all its spaces are held.
+        let stable = |vma: &Vma<'_>| stable(&self.space(vma.space()));
+        let mut next = self.vmas_of(&object, folio.is_anon()).find(stable);
         drop(guard);
         while let Some(vma) = next {
             self.walk_vma(folio, &self.space(vma.space()), vma, &mut visit)?;
-            next = self.vma_behind(vma, folio.is_anon());
+            // While its space is held the vma stays in the list. Others may come and go.
+            let _guard = lock_word(object.lock);
+            next = self.vmas_from(self.vma_behind(vma, folio.is_anon()), folio.is_anon()).find(stable);
         }
         ControlFlow::Continue(())
     }
 
     /// Looks at every stretch of leaves of `folio`, with its owner, until `look` breaks. Whether it did.
-    fn look<'a>(
+    pub(super) fn look<'a>(
         &'a self,
         folio: Folio<'a>,
-        mut look: impl FnMut(SpaceId, u64) -> ControlFlow<()>,
+        mut look: impl FnMut(SpaceId, &Part<'a, LongMode, Self>, Range<usize>) -> ControlFlow<()>,
     ) -> Result<bool, SpaceBusy> {
         let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(false) };
         let mut held = 0;
@@ -139,7 +158,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 break;
             }
             held += 1;
-            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, _, range, _| look(space.id, range.len() as u64));
+            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, part, range, _| look(space.id, part, range));
             if walked.is_break() {
                 result = Ok(true);
                 break;
@@ -158,8 +177,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// [`SpaceBusy`]: not every space could be looked at.
     pub fn leaves_by_walk(&self, folio: Folio<'_>) -> Result<u64, SpaceBusy> {
         let mut leaves = 0;
-        self.look(folio, |_, n| {
-            leaves += n;
+        self.look(folio, |_, _, range| {
+            leaves += range.len() as u64;
             ControlFlow::Continue(())
         })?;
         Ok(leaves)
@@ -171,7 +190,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// [`SpaceBusy`]: fewer than two were found, and not every space could be looked at.
     pub fn is_shared_by_walk(&self, folio: Folio<'_>) -> Result<bool, SpaceBusy> {
         let mut first = None;
-        self.look(folio, |owner, _| {
+        self.look(folio, |owner, _, _| {
             if *first.get_or_insert(owner) == owner { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
     }
@@ -202,7 +221,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let _ = self.walk_settled(folio, |_, vma, _, _, _| {
             if last.replace(vma.region()) != Some(vma.region()) {
                 let window = vma.window(folio, 0..super::PAGES_END);
-                regions += u64::from(u64::from(self.pages_of(vma, folio, window)) == folio.pages());
+                regions += u64::from(u64::from(self.pages_of(vma, folio.head()..folio.end(), window)) == folio.pages());
             }
             ControlFlow::Continue(())
         });
@@ -292,4 +311,156 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 /// Whether a walk has seen as much as it was told that there is.
 fn is_over(left: Option<Countdown>) -> bool {
     matches!(left, Some(Countdown::Leaves(0) | Countdown::Tables(0) | Countdown::Regions(0)))
+}
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use core::sync::atomic::AtomicU64;
+    use core::sync::atomic::Ordering::Relaxed;
+
+    use crate::addr::{Gva, Order, Pfn};
+    use crate::folio::Folio;
+    use crate::mapcount::{Accounting, MmOwner, None as NoCounts, PerPage, Total, Tuples, Vmas};
+    use crate::memory::{FlushScope, Frame, Memory, Tlb};
+    use crate::model::Machine;
+    use crate::space::{
+        Access, Advice, Manager, Map, MigrateFailed, ObjectId, ObjectKind, Policy, Prot, ReclaimReport, SpaceBusy,
+        SpaceId, UnmapFailed,
+    };
+    use crate::sync::{read_lock, write_lock};
+
+    const AT: Gva = Gva::new(0x4000_0000);
+
+    fn manager<M: Memory + Tlb, A: Accounting>(machine: M) -> Manager<M, A> {
+        Manager::new(machine, &[Pfn::new(0)..Pfn::new(4096)], true, Policy::up_to(Order::HUGE)).unwrap()
+    }
+
+    /// Two spaces that map one file, the second of them behind the first in the list of vmas, and the folio that both have mapped.
+    fn shared<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>) -> ([SpaceId; 2], Folio<'_>) {
+        let file = manager.create_object(ObjectKind::File, 1, 64, Order::new(4)).unwrap();
+        let mut spaces = [0; 2].map(|_| manager.create_space().unwrap());
+        for space in spaces {
+            let prot = Prot { read: true, ..Prot::NONE };
+            manager.map(space, AT, 64, prot, Map::Shared(file, 0)).unwrap();
+            manager.fault(space, AT, Access::Read).unwrap();
+        }
+        // The last to map stands first.
+        spaces.reverse();
+        let (_, leaf) = manager.page_table(spaces[0]).lookup(manager, AT.page()).unwrap();
+        (spaces, manager.folio(leaf.pfn).unwrap())
+    }
+
+    /// The space is held in every way that there is: by a fault in flight, by a change of its vmas.
+    fn while_held<A: Accounting>(manager: &Manager<&Machine, A>, space: SpaceId, mut check: impl FnMut()) {
+        let lock = manager.space(space).lock;
+        let guard = read_lock(lock);
+        check();
+        drop(guard);
+        let guard = write_lock(lock);
+        check();
+        drop(guard);
+    }
+
+    fn busy<A: Accounting>() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, A>(&machine);
+        let ([first, second], folio) = shared(&manager);
+        while_held(&manager, second, || {
+            assert_eq!(manager.try_to_unmap(folio), Err(UnmapFailed::Busy(second)));
+            assert_eq!((manager.rss(first), manager.rss(second)), (0, 16), "what could go is gone");
+            assert_eq!(folio.refs(), 17, "the leaves that are left, and the page cache");
+        });
+        assert_eq!(manager.try_to_unmap(folio), Ok(()));
+        assert_eq!((manager.rss(second), folio.refs()), (0, 1));
+    }
+
+    #[test]
+    fn a_space_that_somebody_holds_is_not_waited_for() {
+        busy::<Total>();
+        busy::<PerPage>();
+        busy::<MmOwner>();
+        busy::<Tuples>();
+        busy::<NoCounts>();
+    }
+
+    /// A machine that counts how often one frame is reached.
+    struct Watched {
+        machine: Machine,
+        frame: AtomicU64,
+        reached: AtomicU64,
+    }
+
+    impl Memory for &Watched {
+        fn frame(&self, pfn: Pfn) -> &Frame {
+            if pfn.raw() == self.frame.load(Relaxed) {
+                self.reached.fetch_add(1, Relaxed);
+            }
+            self.machine.frame(pfn)
+        }
+    }
+
+    impl Tlb for &Watched {
+        fn flush(&self, root: Pfn, scope: FlushScope) {
+            self.machine.flush(root, scope);
+        }
+    }
+
+    /// Unmaps a folio of which the second space has no leaf left; whether its tables were walked.
+    fn walks_on<A: Accounting>() -> bool {
+        let watched =
+            Watched { machine: Machine::new(4096), frame: AtomicU64::new(u64::MAX), reached: AtomicU64::new(0) };
+        let manager: Manager<_, A> = manager(&watched);
+        let ([first, second], folio) = shared(&manager);
+        manager.advise(second, AT, 64, Advice::DontNeed).unwrap();
+        watched.frame.store(manager.root(second).raw(), Relaxed);
+        assert_eq!(manager.try_to_unmap(folio), Ok(()));
+        assert_eq!((manager.rss(first), folio.refs()), (0, 1));
+        watched.reached.load(Relaxed) > 0
+    }
+
+    #[test]
+    fn a_walk_stops_when_all_that_was_counted_is_gone() {
+        assert!(!walks_on::<Total>() && !walks_on::<PerPage>() && !walks_on::<MmOwner>());
+        // Of tables or of regions, where those are counted.
+        assert!(!walks_on::<Tuples>() && !walks_on::<Vmas>());
+        // Who knows no number goes to the end.
+        assert!(walks_on::<NoCounts>());
+    }
+
+    #[test]
+    fn who_looks_shares_a_space_with_faults_but_not_with_changes() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, Total>(&machine);
+        let ([_, second], folio) = shared(&manager);
+        let lock = manager.space(second).lock;
+        let guard = read_lock(lock);
+        assert_eq!(manager.leaves_by_walk(folio), Ok(32));
+        drop(guard);
+        let guard = write_lock(lock);
+        assert_eq!(manager.leaves_by_walk(folio), Err(SpaceBusy(second)));
+        assert_eq!(manager.is_shared_by_walk(folio), Err(SpaceBusy(second)));
+        drop(guard);
+        assert_eq!(manager.is_shared_by_walk(folio), Ok(true));
+    }
+
+    #[test]
+    fn what_takes_folios_away_leaves_those_of_a_space_that_somebody_holds() {
+        let machine = Machine::new(4096);
+        let manager = manager::<_, Total>(&machine);
+        let ([first, second], folio) = shared(&manager);
+        let file = ObjectId(folio.mapping().object);
+        let pin = manager.pin(first, AT, Access::Read).unwrap();
+        while_held(&manager, second, || {
+            assert_eq!(manager.migrate(folio), Err(MigrateFailed::Busy(second)));
+            assert_eq!((manager.rss(first), manager.rss(second)), (16, 16));
+        });
+        manager.unpin(pin, false);
+        let lock = manager.space(second).lock;
+        let guard = write_lock(lock);
+        let report = ReclaimReport { probed: 1, busy: 1, ..ReclaimReport::default() };
+        assert_eq!(manager.reclaim(file, 99, false), report);
+        drop(guard);
+        let report = ReclaimReport { probed: 1, reclaimed: 1, freed: 16, ..ReclaimReport::default() };
+        assert_eq!(manager.reclaim(file, 99, false), report);
+    }
 }

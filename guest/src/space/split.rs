@@ -1,17 +1,16 @@
-//! Splitting and collapsing leaves, cutting and joining vmas inside a folio.
+//! Splitting leaves, cutting and joining vmas inside a folio.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::vma::Vma;
-use super::{Manager, MapError, Removed, Space, SpaceId};
-use crate::addr::{Gva, Level};
+use super::{Manager, MapError, Removed, Space};
+use crate::addr::Level;
 use crate::folio::Folio;
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::{Accounting, Batch, Class, Sides};
+use crate::mapcount::{Accounting, Sides};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Tables};
 use crate::sync::tally::{Call, counting};
-use crate::sync::write_lock;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Splits the leaf at `i` of `part` into a table of its own, and tells the counts in one operation.
@@ -39,49 +38,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.note(folio, delta);
         self.statistics.splits.fetch_add(1, Relaxed);
         Ok(())
-    }
-
-    /// Turns 512 leaves that map one large folio in order, with the same rights, into one leaf. Whether it was possible.
-    pub fn collapse(&self, id: SpaceId, at: Gva) -> bool {
-        let space = self.space(id);
-        let _guard = write_lock(space.lock);
-        let Some(vma) = self.find_vma(&space, at.page()) else { return false };
-        let level = Level::TWO;
-        if self.policy.max_leaf < level {
-            return false;
-        }
-        let first = at.page() & !(level.entry_pages() - 1);
-        if first < vma.start() || first + level.entry_pages() > vma.end() {
-            return false;
-        }
-        let Some((_, leaf)) = space.table().lookup(self, first) else { return false };
-        let Some(folio) = self.folio(leaf.pfn) else { return false };
-        if folio.pages() < level.entry_pages() {
-            return false;
-        }
-        let mut flush = Flush::new();
-        let mut cursor = space.table().cursor(self, first, first + level.entry_pages());
-        let Some((place, leaf)) = cursor.collapse(level, &mut flush) else { return false };
-        let batch = Batch {
-            class: Class::Process,
-            first: (leaf.pfn.raw() - folio.head().raw()) as u32,
-            pages: level.entry_pages() as u32,
-            leaf: level.leaf_order(),
-            region: vma.region(),
-            table: place.table,
-            owner: id.0,
-        };
-        let mut cursor = space.table().cursor(self, first, first + level.entry_pages());
-        let part = cursor.next().expect("the leaf is there");
-        let i = part.index(first);
-        let beside = self.beside_in_table(&part, vma, folio, i..i + 1);
-        drop(part);
-        // Flush first: until then an MMU may still reach the folio through the old table.
-        self.finish(&space, &mut flush);
-        let delta = counting(Call::Collapse, || A::collapse(&self.counts(folio), &batch, beside));
-        self.note(folio, delta);
-        self.put(folio, 511);
-        true
     }
 
     // --- vmas ------------------------------------------------------------------------------------------------
@@ -232,10 +188,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 }
                 let (folio, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
                 let window = vma.window(folio, 0..super::PAGES_END);
-                let is_first = || self.pages_of(vma, folio, window.start..part.page(i)) == 0;
+                let frames = folio.head()..folio.end();
+                let is_first = || self.pages_of(vma, frames.clone(), window.start..part.page(i)) == 0;
                 if window.end > page && is_first() {
-                    let below = self.pages_of(vma, folio, window.start..page);
-                    let above = self.pages_of(vma, folio, page..window.end);
+                    let below = self.pages_of(vma, frames.clone(), window.start..page);
+                    let above = self.pages_of(vma, frames.clone(), page..window.end);
                     if above > 0 {
                         counting(Call::Cut, || tell(&self.counts(folio), Sides { below, above }));
                     }

@@ -6,11 +6,11 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::SpaceId;
+use super::rights::Prot;
 use crate::addr::{Gva, Pfn};
 use crate::folio::{Folio, Record};
 use crate::format::Attrs;
 use crate::sync::Field;
-use crate::trace::Prot;
 
 /// Words of a record.
 pub(super) const WORDS: usize = 16;

@@ -15,8 +15,9 @@
 
 use core::fmt;
 
-use super::{Advice, Backing, Flaw, MapKind, ObjectKind, Op, Prot};
+use super::{Backing, Flaw, MapKind, Op};
 use crate::addr::{Gva, Order};
+use crate::space::{Advice, ObjectKind, Prot};
 
 /// Words in an encoded operation.
 pub const WORDS: usize = 8;

@@ -1,38 +1,7 @@
 //! One operation of a trace.
 
 use crate::addr::{Gva, Order};
-
-/// What may be done with a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Prot {
-    /// Loads are allowed.
-    pub read: bool,
-    /// Stores are allowed.
-    pub write: bool,
-    /// Fetches are allowed.
-    pub exec: bool,
-}
-
-impl Prot {
-    /// No access at all (`PROT_NONE`).
-    pub const NONE: Self = Self { read: false, write: false, exec: false };
-
-    /// Whether an access is allowed, as x86-64 Linux sees it: a page that may be touched in any way can be read, since the
-    /// hardware knows no unreadable present page.
-    #[must_use]
-    pub const fn allows(self, write: bool) -> bool {
-        if write { self.write } else { self.read || self.write || self.exec }
-    }
-}
-
-/// What stands behind a memory object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// A file: page `i` of object `o` reads as [`file_word`](super::file_word)`(o, i)` in its first word until written.
-    File,
-    /// Shared anonymous memory (`MAP_SHARED | MAP_ANONYMOUS`, memfd, shm): reads as zero until written.
-    Shared,
-}
+use crate::space::{Advice, ObjectKind, Prot};
 
 /// What a mapping maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +32,6 @@ pub enum MapKind {
     Plain,
     /// Grows downwards on faults below it (`MAP_GROWSDOWN`, the main stack).
     Stack,
-}
-
-/// `madvise` values that change mappings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// `MADV_DONTNEED`: the pages are dropped.
-    DontNeed,
-    /// `MADV_HUGEPAGE`.
-    HugePage,
-    /// `MADV_NOHUGEPAGE`.
-    NoHugePage,
 }
 
 /// One operation. `proc` numbers name processes and threads of the trace alike; several may share one

@@ -122,6 +122,12 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
         self.procs.get(self.manager.frames(), proc).map(SpaceId)
     }
 
+    /// The memory object of an object of the trace.
+    #[must_use]
+    pub fn object(&self, object: u32) -> Option<ObjectId> {
+        self.objects.get(self.manager.frames(), object).map(ObjectId)
+    }
+
     /// Executes one operation; for an access the folded words.
     ///
     /// # Errors
@@ -148,8 +154,7 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
                     (Backing::Anon, MapKind::Plain) => Map::Anon,
                     (Backing::Anon, MapKind::Stack) => Map::Stack,
                     (Backing::Object { object, offset, private }, _) => {
-                        let id = self.objects.get(manager.frames(), object).ok_or(ReplayError::Object(object))?;
-                        let id = ObjectId(id);
+                        let id = self.object(object).ok_or(ReplayError::Object(object))?;
                         if private { Map::Private(id, offset) } else { Map::Shared(id, offset) }
                     }
                     (Backing::Device { first }, _) => Map::Device(self.device.add(first)),

@@ -2,10 +2,8 @@
 
 use proptest::prelude::*;
 use quire::addr::{GVA_END, Gva, Order};
-use quire::trace::{
-    Advice, Backing, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, ObjectKind,
-    Op, Prot,
-};
+use quire::space::{Advice, ObjectKind, Prot};
+use quire::trace::{Backing, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, Op};
 
 fn proc() -> impl Strategy<Value = u32> {
     prop_oneof![0..4u32, 0..MAX_PROCS]

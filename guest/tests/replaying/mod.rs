@@ -1,5 +1,6 @@
 //! A replay on the in-process machine in which nothing is believed: after every operation the oracle recounts all leaves, the TLB
 //! is compared with the tables, and every word that a tenant reads is compared with the reference of contents.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use quire::addr::Pfn;
 use quire::audit::{Audit, Recount};

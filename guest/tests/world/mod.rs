@@ -9,8 +9,7 @@ use quire::audit::{Audit, Recount};
 use quire::mapcount::Accounting;
 pub use quire::mapcount::Everything;
 use quire::model::Machine;
-use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, SpaceId};
-use quire::trace::Prot;
+use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, Prot, SpaceId};
 
 pub const R: Prot = Prot { read: true, write: false, exec: false };
 pub const RW: Prot = Prot { read: true, write: true, exec: false };

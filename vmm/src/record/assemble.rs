@@ -8,8 +8,9 @@ use std::collections::HashMap;
 
 use quire::addr::{GVA_END, Gva, Order};
 use quire::model::contents::Contents;
+use quire::space::{ObjectKind, Prot};
 use quire::trace::check::Checker;
-use quire::trace::{Backing, MAX_DEVICE_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, ObjectKind, Op, Prot};
+use quire::trace::{Backing, MAX_DEVICE_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, Op};
 
 use super::identity::{DeviceKey, ObjectKey, Source};
 use super::runs::Runs;

@@ -1,6 +1,6 @@
 //! System calls that change mappings: what is asked at the entry, what was done at the exit.
 
-use quire::trace::Advice;
+use quire::space::Advice;
 
 use super::identity::{Source, shared_anonymous, source_of_file};
 use super::procfs::{descriptor, mapping_at};

@@ -82,7 +82,7 @@ pub(super) enum Call {
     Advise {
         start: u64,
         end: u64,
-        advice: quire::trace::Advice,
+        advice: quire::space::Advice,
     },
     Populate {
         start: u64,

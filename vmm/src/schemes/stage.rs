@@ -5,7 +5,7 @@ use quire::folio::Folio;
 use quire::mapcount::{Accounting, Target};
 use quire::model::Machine;
 use quire::space::{Access, Manager, Map, Policy, SpaceId};
-use quire::trace::{Advice, ObjectKind, Prot};
+use quire::space::{Advice, ObjectKind, Prot};
 
 const READ: Prot = Prot { read: true, write: false, exec: false };
 const READ_WRITE: Prot = Prot { read: true, write: true, exec: false };

@@ -14,7 +14,7 @@
 //! - `advise dontneed` drops private pages (zero again, or the file's contents); object pages stay. Other advice and
 //!   `protect` change no contents.
 //! - `remap` moves private pages along; `brk` maps and unmaps; `unmap` and `fixed` mappings drop private pages.
-//! - An access below a stack mapping grows it as [`stack_grows`](crate::trace::stack_grows) says.
+//! - An access below a stack mapping grows it as [`stack_grows`](crate::space::stack_grows) says.
 //! - Device pages are not modelled: [`Contents::apply`] gives no checksum for an access that touches one. Its ordinary
 //!   pages are still touched and stored to.
 //!
@@ -34,7 +34,8 @@ use core::fmt;
 
 use self::space::{Page, Space};
 use crate::addr::Gva;
-use crate::trace::{Backing, Flaw, ObjectKind, Op, file_word, stamp};
+use crate::space::{ObjectKind, file_word};
+use crate::trace::{Backing, Flaw, Op, stamp};
 
 /// An operation that a real kernel would have refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use super::Refusal;
 use super::vmas::{Vma, Vmas, advance};
 use crate::addr::Gva;
-use crate::trace::{Advice, Backing, MapKind, Prot, stack_grows};
+use crate::space::{Advice, Prot, stack_grows};
+use crate::trace::{Backing, MapKind};
 
 /// A private page. Forked spaces hold the same one until a store replaces it, which is how frames are counted.
 pub(super) type Page = Rc<u64>;

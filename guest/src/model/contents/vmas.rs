@@ -3,7 +3,8 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::trace::{Backing, MapKind, Prot};
+use crate::space::Prot;
+use crate::trace::{Backing, MapKind};
 
 /// One mapping, from its key in [`Vmas`] up to `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

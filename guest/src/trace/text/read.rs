@@ -6,7 +6,8 @@ use core::str::Split;
 
 use super::{Header, MAGIC, MAX_LINE, MAX_NAME, MAX_TEXT};
 use crate::addr::{Gva, Order};
-use crate::trace::{Advice, Backing, Flaw, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MapKind, ObjectKind, Op, Prot};
+use crate::space::{Advice, ObjectKind, Prot};
+use crate::trace::{Backing, Flaw, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MapKind, Op};
 
 /// Why a trace is refused, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

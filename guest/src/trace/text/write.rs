@@ -3,7 +3,8 @@
 use core::fmt::{self, Write as _};
 
 use super::MAX_NAME;
-use crate::trace::{Advice, Backing, MapKind, ObjectKind, Op, Prot};
+use crate::space::{Advice, ObjectKind, Prot};
+use crate::trace::{Backing, MapKind, Op};
 
 /// One operation as its line, without the newline. `name` is for people and stands on lines of objects only.
 #[derive(Clone, Copy, Debug)]
