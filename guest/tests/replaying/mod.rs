@@ -49,7 +49,7 @@ impl<'m, A: Accounting> Checked<'m, A> {
         self.run_every(1, ops, each);
     }
 
-    /// As [`run`](Self::run), but with the recount after every `step` operations only.
+    /// As [`run`](Self::run), but with the recount, and the look at the TLB, after every `step` operations only.
     pub fn run_every(&self, step: usize, ops: &[Op], mut each: impl FnMut(&Self, &Replay<'_, &'m Machine, A>, usize)) {
         let mut contents = Contents::default();
         let mut tenant = ModelTenant::new(self.machine, self.seed, || 0);
@@ -67,8 +67,8 @@ impl<'m, A: Accounting> Checked<'m, A> {
             if (i + 1).is_multiple_of(step) {
                 let audit = self.recount.run(&self.manager);
                 assert_eq!(audit.mismatches, 0, "operation {i}, {op:?}: {:?}", audit.first);
+                assert_eq!(self.machine.stale(), None, "operation {i}, {op:?}: a flush is missing");
             }
-            assert_eq!(self.machine.stale(), None, "operation {i}, {op:?}: a flush is missing");
             each(self, &replay, i);
         }
         assert!(replay.finish(&mut tenant), "frames or counts are left: {:?}", self.manager.frames().stats());
