@@ -38,6 +38,7 @@ struct Known {
     total: Option<TotalCounters>,
     average: [Option<u64>; 2],
     partly: [Option<bool>; 2],
+    mapped_pages: [Option<u64>; 2],
     exclusive: Vec<(&'static str, bool)>,
     levels: Option<PerLevelCounters>,
     per_page: Option<PerPageCounters>,
@@ -66,6 +67,7 @@ impl Knows for Total {
         known.total = Some(Self::counters(t));
         known.average[0] = Self::page_count(t, 0).value();
         known.partly[0] = Self::partially_mapped(t).value();
+        known.mapped_pages[0] = Self::mapped_pages(t).value();
         exclusive::<Self, M>(t, owner, known);
     }
 }
@@ -80,6 +82,7 @@ impl Knows for MmOwner {
 impl Knows for PerLevel {
     fn tell<M: Memory>(t: &Target<'_, M>, owner: u32, known: &mut Known) {
         known.levels = Some(Self::counters(t));
+        known.mapped_pages[1] = Self::mapped_pages(t).value();
         exclusive::<Self, M>(t, owner, known);
     }
 }
@@ -222,6 +225,13 @@ fn hold(folio: Folio<'_>, truth: &Truth, covers: &[u64], known: &Known, by_owner
     for &(scheme, alone) in &known.exclusive {
         assert!(!alone || truth.owners <= 1, "I15: {scheme} calls it exclusive");
     }
+
+    // D12: our own scheme is never further from the truth than `total`, and has the same counters where it has them.
+    let says = |scheme| known.exclusive.iter().find(|&&(name, _)| name == scheme).expect("an observer").1;
+    assert!(says("per-level") || !says("total"), "D12: `total` knows that it is not shared");
+    let [of_total, ours] = known.mapped_pages.map(|pages| pages.expect("an answer"));
+    assert!(truth.distinct <= ours && ours <= of_total, "D12: mapped pages");
+    assert_eq!(ours, if large { truth.total.min(pages) } else { truth.distinct });
 }
 
 /// The invariants of every folio.
