@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use quire::addr::Order;
+use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 use serde::Serialize;
 
@@ -91,7 +91,7 @@ struct RunArgs {
     /// Memory for the manager's frames, like 512M or 2G; without it, as much as the trace asks for
     #[arg(long, value_name = "SIZE", value_parser = size)]
     mem: Option<u64>,
-    /// The largest folio order that faults on anonymous memory try, 0 to 18
+    /// The largest folio order that faults on anonymous memory try, 0 to 18; 18 is mapped by leaves of 1 GiB where KVM has them
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u8).range(0..=18))]
     max_order: u8,
     /// Map folios of order 9 and above by 4 KiB leaves
@@ -215,7 +215,11 @@ impl RunArgs {
             guest_memory: self.guest_memory,
             populate: if self.populate { Populate::Before } else { Populate::Lazy },
             orders: (2 << order.get()) - 1,
-            max_leaf: quire::addr::Level::new(if self.small_leaves { 1 } else { 2 }),
+            max_leaf: match order {
+                _ if self.small_leaves => Level::ONE,
+                Order::GIGANTIC => Level::THREE,
+                _ => Level::TWO,
+            },
             checkpoints: self.checkpoints,
             ..Config::default()
         })

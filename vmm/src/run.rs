@@ -45,6 +45,8 @@ pub struct MachineConfig {
     pub boot: BootInfo,
     /// Read KVM's statistics at the end.
     pub stats: bool,
+    /// The guest's tables may hold leaves of 1 GiB.
+    pub gigabyte_leaves: bool,
 }
 
 impl Default for MachineConfig {
@@ -57,6 +59,7 @@ impl Default for MachineConfig {
             watchdog: Duration::from_secs(30),
             boot: BootInfo::new(),
             stats: false,
+            gigabyte_leaves: false,
         }
     }
 }
@@ -291,7 +294,7 @@ pub fn run(
     // SAFETY: the mapping has that length and outlives the VM, which is declared after it and dropped before it.
     unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("give guest memory to the VM"))?;
     timings.vm = lap.next();
-    let mut vcpu = Vcpu::new(&vm, config.watchdog)?;
+    let mut vcpu = Vcpu::new(&vm, config.watchdog, config.gigabyte_leaves)?;
     let tsc_khz = vcpu.fd().get_tsc_khz().unwrap_or(0);
     timings.vcpu = lap.next();
     let loaded = loading::load(&memory, image)?;

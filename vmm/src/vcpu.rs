@@ -26,13 +26,13 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// The VM's only CPU. It may run for `limit` without an exit.
+    /// The VM's only CPU. It may run for `limit` without an exit, and its tables may hold leaves of 1 GiB if `gigabyte_leaves` says so.
     ///
     /// # Errors
     /// What KVM refused.
-    pub fn new(vm: &VmFd, limit: Duration) -> Result<Self, Error> {
+    pub fn new(vm: &VmFd, limit: Duration, gigabyte_leaves: bool) -> Result<Self, Error> {
         let fd = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid::baseline()?).map_err(Error::kvm("set CPUID"))?;
+        fd.set_cpuid2(&cpuid::baseline(gigabyte_leaves)?).map_err(Error::kvm("set CPUID"))?;
         let watchdog = Watchdog::start((limit / LOOKS).max(Duration::from_millis(1)))?;
         Ok(Self { fd, limit, _watchdog: watchdog, exits: 0 })
     }

@@ -84,10 +84,14 @@ fn words(ring: u64) -> BootInfo {
 
 /// Runs QEMU with the machine's arguments and these; returns what the kernel wrote. The run must pass.
 fn qemu(program: &Path, arguments: &[&str]) -> String {
+    qemu_with(MEMORY_MIB, program, arguments)
+}
+
+fn qemu_with(mib: u64, program: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     command
         .args(["-accel", "tcg", "-machine", "pc", "-cpu", "max", "-nodefaults", "-display", "none", "-no-reboot"])
-        .args(["-m", &MEMORY_MIB.to_string(), "-debugcon", "stdio"])
+        .args(["-m", &mib.to_string(), "-debugcon", "stdio"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(arguments);
     passes(command, 2 * bell::QEMU_PASS as i32 + 1)
@@ -239,9 +243,13 @@ const SAME_EVERYWHERE: [usize; 12] = {
 /// The trace runs on an emulator as it does in this process: same faults, same leaves, same answers.
 fn replays_as_in_process(run: impl FnOnce(&[u8]) -> String) {
     let (workload, config) = history();
-    let here = replay(&workload, &Config { backend: Backend::Model, ..config }).unwrap();
+    replays(&workload, &config, MEMORY_MIB, run);
+}
+
+fn replays(workload: &Workload, config: &Config, mib: u64, run: impl FnOnce(&[u8]) -> String) {
+    let here = replay(workload, &Config { backend: Backend::Model, ..*config }).unwrap();
     assert!(here.passed, "{}", here.log);
-    let words = boot_words(&workload, &config, MEMORY_MIB << 20);
+    let words = boot_words(workload, config, mib << 20);
     let mut image = flat::flatten(kernel::ELF).unwrap();
     image.extend(flat::orders(&words, &workload.encoded));
     let text = run(&image);
@@ -268,4 +276,31 @@ fn a_history_ends_under_qemu_as_in_process() {
 fn a_history_ends_on_bochs_as_in_process() {
     let Some(program) = needs::bochs() else { return };
     replays_as_in_process(|image| bochs(&program, &Scratch::new("history-bochs"), image));
+}
+
+/// A folio of 1 GiB behind one leaf of 1 GiB, in tables that QEMU's MMU walks: shared by fork, and split down to pages by a store and by munmap.
+#[test]
+fn a_gigabyte_in_one_leaf_under_qemu() {
+    let Some(program) = needs::qemu() else { return };
+    let trace = "quire-trace 1\nstart 0\nmap 0 40000000 262144 rw- anon\nw 0 40000000 3\nw 0 7ffff000\nfork 0 1\nr 1 40000000 3\n\
+                 w 1 40000000\nr 0 40000000 3\nunmap 0 40600000 512\nr 0 7ffff000\nr 1 40600000 2\nexit 1\nexit 0\nend 13\n";
+    let workload = Workload::parse("gigabyte", "gigabyte", trace.as_bytes(), 3).unwrap();
+    let config = Config {
+        scheme: quire::mapcount::Scheme::All,
+        memory: Some(2200 << 20),
+        orders: 1 | 1 << 18,
+        max_leaf: quire::addr::Level::THREE,
+        checkpoints: 12,
+        ring: Ring::Zero,
+        floor: 100,
+        ..Config::default()
+    };
+    replays(&workload, &config, 3072, |image| {
+        let scratch = Scratch::new("gigabyte-qemu");
+        let rom = scratch.file("rom.bin", &rom(image));
+        let text = qemu_with(3072, &program, &["-bios", rom.to_str().unwrap()]);
+        // The child's leaf, a part of it, and the parent's.
+        assert_eq!(word(&text, results::GENERAL + quire::abi::replay::word::SPLITS), 3, "{text}");
+        text
+    });
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
 use quire::abi::{BootInfo, boot, results};
 
+use quire::addr::Level;
 use quire::audit::Recount;
 use quire::trace::MAX_DEVICE_PAGES;
 
@@ -12,7 +13,7 @@ use super::{Backend, Config, Measured};
 use crate::error::Error;
 use crate::run::{MachineConfig, NoHost, Status};
 use crate::workload::Workload;
-use crate::{kernel, run};
+use crate::{cpuid, kernel, kvm, run};
 
 /// How long the guest may work without an exit. A recount at an emulated ring 0 takes the longest.
 const WATCHDOG: Duration = Duration::from_secs(300);
@@ -33,7 +34,13 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
 
 pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
     let memory = config.memory(workload)?;
-    let words = boot_words(workload, config);
+    let mut config = *config;
+    let gigabyte_leaves = config.max_leaf > Level::TWO && cpuid::has_gigabyte_leaves(&kvm::open()?)?;
+    if config.max_leaf > Level::TWO && !gigabyte_leaves {
+        log::warn!("this KVM has no leaves of 1 GiB: those of 2 MiB map the largest folios");
+        config.max_leaf = Level::TWO;
+    }
+    let words = boot_words(workload, &config);
     let samples = workload.summary.accesses + workload.encoded.len() as u64 + config.floor;
     // What the manager does not get comes on top: the recount's rows and the device window.
     let rows = Recount::scratch_frames(memory >> 12) + 64;
@@ -46,6 +53,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         watchdog: WATCHDOG,
         boot: words,
         stats: true,
+        gigabyte_leaves,
     };
     let outcome = run(kernel::ELF, &machine, &workload.encoded, &mut NoHost)?;
     if let Some(panic) = outcome.panic {
