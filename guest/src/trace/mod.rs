@@ -4,6 +4,7 @@
 pub mod check;
 pub mod encode;
 mod form;
+pub mod look;
 mod op;
 mod replay;
 pub mod session;
@@ -12,7 +13,7 @@ pub mod text;
 use crate::addr::Gva;
 
 pub use form::{Flaw, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MAX_RUN_PAGES};
-pub use op::{Advice, Backing, MapKind, ObjectKind, Op, Prot};
+pub use op::{Advice, Backing, Label, MapKind, ObjectKind, Op, Prot};
 pub use replay::{Event, Replay, ReplayError, Tenant};
 
 /// The first word of page `page` of file object `object`, before anything is stored to it. Never zero.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use quire::addr::{GVA_END, Gva, Order};
 use quire::trace::{
-    Advice, Backing, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, ObjectKind,
-    Op, Prot,
+    Advice, Backing, Label, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind,
+    ObjectKind, Op, Prot,
 };
 
 fn proc() -> impl Strategy<Value = u32> {
@@ -77,6 +77,12 @@ pub fn op() -> impl Strategy<Value = Op> {
             at,
             pages,
             write
+        }),
+        (proc(), range(1), "[!-~]{1,8}", any::<bool>()).prop_map(|(proc, (at, _), label, repaired)| Op::Look {
+            proc,
+            at,
+            label: Label::new(&label).unwrap(),
+            repaired
         }),
     ]
 }
