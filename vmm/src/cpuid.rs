@@ -12,16 +12,8 @@ use crate::error::Error;
 
 /// Leaf 1, EDX: FPU to CX8, PGE, CMOV, PAT, CLFLUSH, FXSR, SSE, SSE2.
 const BASIC: u32 = 0x0708_a3ff;
-/// Leaf 0x8000_0001, EDX: leaves of 1 GiB.
-const GIGANTIC: u32 = 1 << 26;
-/// The same register: SYSCALL, NX, long mode, and leaves of 1 GiB where the host has them.
-const EXTENDED: u32 = 1 << 11 | 1 << 20 | GIGANTIC | 1 << 29;
-
-/// Whether this CPU has leaves of 1 GiB, and so the guest's.
-#[must_use]
-pub fn has_gigantic_leaves() -> bool {
-    __cpuid(0x8000_0001).edx & GIGANTIC != 0
-}
+/// Leaf 0x8000_0001, EDX: SYSCALL, NX, long mode.
+const EXTENDED: u32 = 1 << 11 | 1 << 20 | 1 << 29;
 
 /// The leaves: vendor, basic features, long mode, address widths.
 ///

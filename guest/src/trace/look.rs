@@ -14,7 +14,7 @@
 //! | `look L pages SCHEME PAGES QUESTION=ANSWER...` | what it answers about each of the next so many pages |
 //!
 //! Questions have the names of the methods of [`Accounting`]. An answer is `exact:`, `errs:` or `about:` and a value, or `walk` or `cannot`. Values are
-//! `yes` and `no`, numbers, shares as `N/OF`, leaves by order as `N,N,N`, and `N-leaves`, `N-tables` or `N-regions` after which a walk may stop.
+//! `yes` and `no`, numbers, shares as `N/OF`, leaves by order as `N,N,N`, and `leaf-N`, `table-N` or `region-N` after which a walk may stop.
 
 use core::fmt;
 
@@ -215,9 +215,9 @@ impl fmt::Display for Shown<u64> {
 impl fmt::Display for Shown<Countdown> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Countdown::Leaves(leaves) => write!(f, "{leaves}-leaves"),
-            Countdown::Tables(tables) => write!(f, "{tables}-tables"),
-            Countdown::Regions(regions) => write!(f, "{regions}-regions"),
+            Countdown::Leaves(leaves) => write!(f, "leaf-{leaves}"),
+            Countdown::Tables(tables) => write!(f, "table-{tables}"),
+            Countdown::Regions(regions) => write!(f, "region-{regions}"),
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Explained {
     pub backend: String,
     /// The ring of the manager, in a VM.
     pub ring: Option<u64>,
-    /// Why it did not run in a VM, though it could have been asked to.
+    /// Why it ran in this process, though a VM was asked for.
     pub lacks: Option<&'static str>,
     /// Each scheme ran alone, as some refuse the shape; else all observed one run.
     pub alone: bool,
@@ -65,7 +65,7 @@ impl Explained {
             backend: measured.backend.to_string(),
             ring: measured.ring,
             lacks,
-            alone: script.is_alone(),
+            alone: script.alone,
             order,
             references,
             cached,
@@ -126,9 +126,8 @@ impl Explained {
             None => "in this process, over emulated frames".to_owned(),
         };
         let lacks = self.lacks.map(|why| format!(" ({why})")).unwrap_or_default();
-        let schemes =
-            if self.alone { "each scheme alone, as some refuse the shape" } else { "all schemes observing one run" };
-        writeln!(f, "{}, {place}{lacks}; {schemes}\n", self.trace)?;
+        let schemes = if self.alone { "each scheme in a run of its own" } else { "all schemes observing one run" };
+        writeln!(f, "{}: {place}{lacks}\n{schemes}\n", self.trace)?;
         // A fork or a munmap by each of hundreds is one to a reader.
         let mut steps = self.steps.as_slice();
         // The last comment is the title.
@@ -162,6 +161,11 @@ impl Explained {
         writeln!(f, "  leaves over each page: {}", clip(&self.cover(), WIDTH - 25))
     }
 
+    /// What `word` makes of the leaves over each page, run by run.
+    fn over_pages(&self, word: fn(u64) -> Option<Word>) -> Vec<(u64, Option<Word>)> {
+        self.cover.iter().map(|run| (run.pages, word(run.leaves))).collect()
+    }
+
     /// What is shown of p and c: the pages charged to them.
     fn two_owners(&self) -> impl Iterator<Item = &Owner> {
         self.owners.iter().take(2)
@@ -178,7 +182,7 @@ impl Explained {
             ("partially_mapped", "partly"),
             ("leaves", "leaves"),
         ];
-        writeln!(f, "\nthe answers; `~` may err to one side, `?` to either, `!` is wrong, `-` cannot be told")?;
+        writeln!(f, "\nthe answers; `~` may err to one side, `?` to either, `!` does, `-` cannot be told")?;
         let truly = |question| self.truly(question).map_or_else(String::new, |word| word.to_string());
         let mut rows = vec![row("", FOLIO.iter().map(|(_, heading)| (*heading).to_owned()))];
         rows.push(row("truth", FOLIO.iter().map(|(question, _)| truly(question))));
@@ -191,19 +195,24 @@ impl Explained {
         let owners = || self.two_owners().map(|owner| format!("Pss of {}", owner.name));
         let mut rows = vec![row(
             "",
-            ["a walk stops after".to_owned(), "4K,2M,1G leaves".to_owned()]
+            ["a walk ends with".to_owned(), "4K,2M,1G leaves".to_owned()]
                 .into_iter()
                 .chain(owners())
                 .chain(["leaves over pages".to_owned(), "pages alone".to_owned()]),
         )];
-        let alone = runs(self.cover.iter().map(|run| (run.pages, yes_no(run.leaves == 1))));
-        let cover = runs(self.cover.iter().map(|run| (run.pages, run.leaves.to_string())));
+        let truths = [
+            ("page_count", self.over_pages(|leaves| Some(Word::Count(leaves)))),
+            // Asked about pages that are mapped.
+            ("exclusive", self.over_pages(|leaves| (leaves > 0).then_some(Word::Is(leaves == 1)))),
+        ];
+        let word = |word: &Option<Word>| word.as_ref().map_or_else(|| "-".to_owned(), Word::to_string);
+        let shown = truths.each_ref().map(|(_, truth)| runs(truth.iter().map(|(pages, truly)| (*pages, word(truly)))));
         rows.push(row(
             "truth",
             [String::new(), truly("by_level")]
                 .into_iter()
                 .chain(self.two_owners().map(|owner| number(owner.pss)))
-                .chain([cover, alone]),
+                .chain(shown),
         ));
         for told in &self.schemes {
             let pss = self.two_owners().map(|owner| match told.pss.get(&owner.name) {
@@ -212,7 +221,7 @@ impl Explained {
                 Some(pss) => format!("{}!", number(*pss)),
             });
             let stop_and_levels = ["early_stop", "by_level"].map(|question| told.said(question, self.truly(question)));
-            let pages = ["page_count", "exclusive"].map(|question| told.over_pages(question));
+            let pages = truths.each_ref().map(|(question, truth)| told.over_pages(question, truth));
             rows.push(row(&told.scheme, stop_and_levels.into_iter().chain(pss).chain(pages)));
         }
         table(f, &rows)
@@ -251,12 +260,30 @@ impl Told {
         self.pages.first().map_or_else(|| "-".to_owned(), |(_, said)| mark(said, question, None))
     }
 
-    fn over_pages(&self, question: &str) -> String {
+    /// Its answers about every page, each run of them wrong if it is for one page.
+    fn over_pages(&self, question: &str, truth: &[(u64, Option<Word>)]) -> String {
         if self.refused {
             return "-".to_owned();
         }
-        runs(self.pages.iter().map(|(pages, said)| (*pages, mark(said, question, None))))
+        let mut start = 0;
+        runs(self.pages.iter().map(|(pages, said)| {
+            let (first, end) = (start, start + pages);
+            start = end;
+            let value = said.get(question).and_then(|said| said.value.as_ref());
+            let wrong = spans(truth).find(|(from, to, truly)| from.max(&first) < to.min(&end) && value != Some(truly));
+            (*pages, mark(said, question, wrong.map(|(.., truly)| truly).or(value)))
+        }))
     }
+}
+
+/// First page, end and value of each run that has one.
+fn spans(runs: &[(u64, Option<Word>)]) -> impl Iterator<Item = (u64, u64, &Word)> {
+    let places = runs.iter().scan(0, |end, (pages, word)| {
+        let start = *end;
+        *end += pages;
+        Some((start, *end, word.as_ref()))
+    });
+    places.filter_map(|(start, end, word)| Some((start, end, word?)))
 }
 
 fn mark(answers: &Answered, question: &str, truly: Option<&Word>) -> String {
@@ -288,10 +315,6 @@ fn runs(values: impl Iterator<Item = (u64, String)>) -> String {
             clip(&all.join(", "), CELL)
         }
     }
-}
-
-fn yes_no(is: bool) -> String {
-    Word::Is(is).to_string()
 }
 
 /// To four places, as in SCHEMES.md.

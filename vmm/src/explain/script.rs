@@ -5,7 +5,6 @@ use quire::mapcount::Scheme;
 
 use super::look::{self, Look, Told};
 use super::report::Explained;
-use crate::cpuid;
 use crate::error::Error;
 use crate::replay::{Backend, Config, Measured, Ring, replay};
 use crate::workload::Workload;
@@ -18,13 +17,13 @@ pub struct Script {
     /// The trace.
     pub text: &'static str,
     /// The largest order of anonymous folios.
-    max_order: u8,
+    pub max_order: u8,
     /// The highest level of leaves.
-    max_leaf: Level,
+    pub max_leaf: Level,
     /// Bytes of frames.
-    memory: u64,
-    /// Some schemes refuse the shape, and then no scheme beside them sees it either: each runs alone.
-    alone: bool,
+    pub memory: u64,
+    /// Each scheme runs alone, not all at once: some refuse the shape, and then no scheme beside them sees it either.
+    pub alone: bool,
 }
 
 macro_rules! script {
@@ -111,7 +110,7 @@ impl Script {
     /// When it cannot run, or does not run to its end.
     pub fn play(&self, backend: Backend, ring: Ring) -> Result<Vec<Explained>, Error> {
         let workload = Workload::parse(self.name, self.name, self.text.as_bytes(), 1)?;
-        let lacks = self.max_leaf == Level::THREE && backend != Backend::Model && !cpuid::has_gigantic_leaves();
+        let lacks = self.max_leaf == Level::THREE && backend != Backend::Model;
         let config = Config {
             backend: if lacks { Backend::Model } else { backend },
             ring,
@@ -132,7 +131,8 @@ impl Script {
                 }
             }
         }
-        let lacks = lacks.then_some("this CPU has no leaves of 1 GiB");
+        // Its CPUID is a baseline that no host lacks (`cpuid`).
+        let lacks = lacks.then_some("the VM's CPU has no leaves of 1 GiB");
         Ok(self
             .scenes()
             .into_iter()
@@ -153,12 +153,6 @@ impl Script {
             return Err(fails(format!("it showed {seen:?}")));
         }
         Ok((measured, looks))
-    }
-
-    /// Whether each scheme ran alone, because some refuse the shape.
-    #[must_use]
-    pub const fn is_alone(&self) -> bool {
-        self.alone
     }
 }
 
