@@ -1,7 +1,7 @@
 //! What a [look](super::Op::Look) says: one folio at one moment, as lines that programs can read.
 //!
 //! A site [says](super::session::Site::say) each line. All begin with [`PREFIX`] and the label; an emulator's port and a log show them
-//! among other lines.
+//! among other lines. A look takes some 5 KB, and 20 bytes for each owner; a VM's log has room for a [megabyte](crate::abi::results::REGION_BYTES).
 //!
 //! | line | says |
 //! |---|---|
@@ -29,6 +29,12 @@ use crate::space::{Manager, PAGES_END, SpaceId};
 
 /// The first word of every line of a look.
 pub const PREFIX: &str = "look";
+
+/// Whether a line that was said is one of a look.
+#[must_use]
+pub fn is_line(line: &str) -> bool {
+    line.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(' '))
+}
 
 /// The folio that `space` maps at `at`; where it maps nothing, the one that begins at `before`.
 pub(super) fn folio_at<M: Memory + Tlb, A: Accounting>(

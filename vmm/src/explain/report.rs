@@ -128,13 +128,12 @@ impl Explained {
         let lacks = self.lacks.map(|why| format!(" ({why})")).unwrap_or_default();
         let schemes = if self.alone { "each scheme in a run of its own" } else { "all schemes observing one run" };
         writeln!(f, "{}: {place}{lacks}\n{schemes}\n", self.trace)?;
-        // A fork or a munmap by each of hundreds is one to a reader.
-        let mut steps = self.steps.as_slice();
         // The last comment is the title.
-        steps = steps.strip_suffix(&[self.steps.last().copied().unwrap_or_default()]).unwrap_or(steps);
-        while let Some((first, rest)) = steps.split_first() {
-            let word = |line: &str| line.split(' ').next().map(str::to_owned);
-            let alike = rest.iter().take_while(|line| word(line) == word(first) && !first.starts_with('#')).count();
+        let mut steps = self.steps.split_last().map_or(&[][..], |(_, steps)| steps);
+        // A fork or a munmap by each of hundreds is one to a reader.
+        let word = |line: &'static str| line.split_once(' ').map(|(word, _)| word);
+        while let Some((&first, rest)) = steps.split_first() {
+            let alike = rest.iter().take_while(|&&line| word(line) == word(first) && word(line) != Some("#")).count();
             let shown = if alike > 4 { 1 } else { alike + 1 };
             for line in &steps[..shown] {
                 writeln!(f, "  {line}")?;
