@@ -18,7 +18,7 @@ fn ill_formed_words_are_refused() {
         words[word] = value;
         decode(&words)
     };
-    assert_eq!(with(0, 14), Err(DecodeError::Code(14)));
+    assert_eq!(with(0, 15), Err(DecodeError::Code(15)));
     assert_eq!(with(0, good[0] | 1 << 40), Err(DecodeError::Field));
     assert_eq!(with(0, good[0] | 1 << 9), Err(DecodeError::Field));
     assert_eq!(with(1, 1 << 16), Err(DecodeError::Flaw(Flaw::Proc)));

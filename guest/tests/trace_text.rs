@@ -89,6 +89,20 @@ fn every_prefix_of_a_trace_is_refused() {
 }
 
 #[test]
+fn a_look_has_a_short_label() {
+    for line in ["look 0 1000 S6c", "look 0 1000 S6s repaired", "look 0 1000 12345678"] {
+        let ops = read(format!("quire-trace 1\nstart 0\n{line}\nend 2\n").as_bytes()).unwrap();
+        assert_eq!(ops[1].to_string(), line);
+    }
+    refused("start 0\nlook 0 1000 123456789", 3, Reason::Text);
+    refused("start 0\nlook 0 1000", 3, Reason::Missing("label"));
+    refused("start 0\nlook 0 1000 S1 again", 3, Reason::Trailing);
+    refused("start 0\nlook 1 1000 S1", 3, Reason::Unknown("process"));
+    refused("start 0\nlook 0 1001 S1", 3, Reason::Flaw(Flaw::Unaligned));
+    refused("start 0\nlook 0 800000000000 S1", 3, Reason::Flaw(Flaw::AboveHalf));
+}
+
+#[test]
 fn the_first_line_is_the_magic() {
     let magic = Err(ParseError { line: 1, reason: Reason::Magic });
     for text in [
@@ -285,7 +299,8 @@ fn renumber(ops: Vec<Op>) -> Vec<Op> {
             | Op::Brk { proc, .. }
             | Op::Exec { proc }
             | Op::Exit { proc }
-            | Op::Access { proc, .. } => {
+            | Op::Access { proc, .. }
+            | Op::Look { proc, .. } => {
                 if procs == 0 {
                     continue;
                 }

@@ -66,6 +66,13 @@ to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --tra
 Nothing of it is written down: every scheme is run in this process, its locked operations are counted and its answers asked for, so the tables \
 cannot drift from the code. guest/SCHEMES.md says what each scheme is and where it comes from.")]
     Schemes(SchemesArgs),
+    /// Run the worked scenarios of SCHEMES.md: every counter and answer, under every scheme
+    #[command(after_help = "\
+Each scenario is a short trace that is replayed on real page tables, all schemes observing. The tables of SCHEMES.md say the same; a scenario \
+that this host cannot run in a VM, or whose shape some schemes refuse, says so.
+
+Examples: quire explain; quire explain S6c; quire explain S7b --backend model --json")]
+    Explain(ExplainArgs),
     /// Say what this host offers and lacks, and how to get it
     Doctor,
 }
@@ -151,6 +158,21 @@ struct RecordArgs {
 }
 
 #[derive(Args, Debug)]
+struct ExplainArgs {
+    /// The scenario to show in full, like S6c; without it, all of them in short
+    scenario: Option<String>,
+    /// Where the manager runs: in a VM, or in this process over emulated frames
+    #[arg(long, value_name = "auto|kvm|model", default_value = "auto")]
+    backend: Backend,
+    /// The manager's ring in the VM
+    #[arg(long, value_name = "auto|0|3", default_value = "auto")]
+    ring: Ring,
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
 struct KernelArgs {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
@@ -180,6 +202,7 @@ pub fn main() -> ExitCode {
             let schemes = schemes::examine();
             show(&schemes, args.json.as_ref()).map(|()| ExitCode::SUCCESS)
         }
+        Some(Command::Explain(args)) => explain(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Doctor) => print(&doctor::examine().to_string()).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -288,6 +311,27 @@ fn show<R: Serialize + std::fmt::Display>(report: &R, json: Option<&Option<PathB
         None => {}
     }
     print(&report.to_string())
+}
+
+fn explain(args: &ExplainArgs) -> Result<(), Error> {
+    let scripts = crate::explain::find(args.scenario.as_deref())?;
+    let (backend, why) = args.backend.resolve();
+    if let Some(why) = why {
+        eprintln!("quire: {why}; running in this process instead");
+    }
+    let (mut all, mut text) = (Vec::new(), String::new());
+    for (script, labels) in scripts {
+        let what = format!("playing {}", script.name);
+        let scenarios = progress::during(&what, || script.play(backend, args.ring))?;
+        for scenario in scenarios.into_iter().filter(|scenario| labels.contains(&scenario.scenario)) {
+            text += &if args.scenario.is_some() { scenario.to_string() } else { scenario.in_short() };
+            all.push(scenario);
+        }
+    }
+    if args.json {
+        text = serde_json::to_string(&all).map_err(|error| Error::Exit(error.to_string()))? + "\n";
+    }
+    print(&text)
 }
 
 fn write_kernel(args: &KernelArgs) -> Result<(), Error> {

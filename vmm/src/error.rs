@@ -107,6 +107,17 @@ pub enum Error {
     /// The manager panicked: a bug of ours.
     #[error("the manager panicked: {0}")]
     Panic(String),
+    /// A worked scenario that there is not.
+    #[error("no scenario is called {name}; there are {}", .there_are.join(" "))]
+    NoScenario {
+        /// What was asked for.
+        name: String,
+        /// All of them.
+        there_are: Vec<&'static str>,
+    },
+    /// A worked scenario that did not run to its end, or showed nothing that reads.
+    #[error("scenario {0}: {1}")]
+    Scenario(&'static str, String),
     /// A recording that gave no trace.
     #[error(transparent)]
     Record(RecordError),
@@ -147,6 +158,7 @@ impl Error {
             | Self::Timer(_) => 4,
             Self::Record(error) if error.is_host_lack() => 4,
             Self::Record(RecordError::NoCommand | RecordError::NotFound(_)) | Self::MemorySize { .. } => 2,
+            Self::NoScenario { .. } => 2,
             Self::Image(_) | Self::Trace { .. } => 3,
             Self::Access(_)
             | Self::Hang(..)
@@ -157,6 +169,7 @@ impl Error {
             | Self::NoMemory(..)
             | Self::Bell(_)
             | Self::Panic(_)
+            | Self::Scenario(..)
             | Self::Record(_)
             | Self::Write { .. }
             | Self::Exit(_) => 1,

@@ -8,7 +8,7 @@ use quire::abi::replay::{SAMPLE_CLEARED, audit_of, event_word, metadata_of, word
 use quire::abi::sample::{FLOOR, Sample};
 use quire::mapcount::Scheme;
 use quire::space::FaultKind;
-use quire::trace::Event;
+use quire::trace::{Event, look};
 use serde::Serialize;
 
 use crate::doctor::Host;
@@ -359,7 +359,9 @@ impl Report {
                 measured.words[word::FAILED_OP].saturating_sub(1)
             );
         }
-        measured.log.lines().map(|line| line.trim_start_matches("quire: ")).collect::<Vec<_>>().join("; ")
+        // What the trace looked at before is no reason.
+        let said = measured.log.lines().map(|line| line.trim_start_matches("quire: "));
+        said.filter(|line| !look::is_line(line)).collect::<Vec<_>>().join("; ")
     }
 }
 

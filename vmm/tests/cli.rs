@@ -96,6 +96,43 @@ fn too_little_memory_says_how_much() {
 }
 
 #[test]
+fn scenarios_are_explained() {
+    let text = |arguments: &[&str]| {
+        let output = quire(&[&["explain", "--backend", "model"], arguments].concat());
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let one = text(&["s6c"]);
+    for part in
+        ["S6c  the child stores to page 7", "w 1 40007000", "total              M 512, T 1023; p:1 c:511 shared"]
+    {
+        assert!(one.contains(part), "{part:?} is not in\n{one}");
+    }
+    // All of a file, where no scenario has its name; all there are, in short, where none is named.
+    let three = text(&["S3"]);
+    assert!(three.contains("S3a  ") && three.contains("S3b  "), "{three}");
+    assert_eq!(text(&[]).lines().filter(|line| line.starts_with('S')).count(), 32);
+
+    let json: serde_json::Value = serde_json::from_str(&text(&["S7b", "--json"])).unwrap();
+    assert_eq!((&json[0]["truth"]["t"], json[0]["schemes"].as_array().unwrap().len()), (&512.into(), 10));
+    let partly = &json[0]["schemes"][0]["answers"]["partially_mapped"];
+    assert_eq!((&partly["sure"], &partly["value"]), (&"errs".into(), &false.into()));
+
+    fails(&["explain", "S99"], 2, "no scenario is called S99; there are S1 S2 ");
+}
+
+#[test]
+fn a_look_at_nothing_fails() {
+    let trace = "quire-trace 1\nstart 0\nmap 0 1000 1 rw- anon\nlook 0 1000 here\nend 3\n";
+    let file = scratch("look", trace.as_bytes());
+    let output = quire(&["run", "--backend", "model", file.to_str().unwrap()]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("`look 0 1000 here`: no folio is mapped there"), "{errors}");
+    std::fs::remove_file(file).unwrap();
+}
+
+#[test]
 fn the_kernel_image_is_written() {
     let file = scratch("kernel", b"");
     assert!(quire(&["kernel", "-o", file.to_str().unwrap()]).status.success());
@@ -112,7 +149,7 @@ fn the_doctor_looks_and_help_helps() {
     assert!(output.status.success());
     assert!(String::from_utf8(output.stdout).unwrap().contains("/dev/kvm"));
     let help = String::from_utf8(quire(&["--help"]).stdout).unwrap();
-    for word in ["run", "kernel", "doctor", "Exit codes", "RUST_LOG"] {
+    for word in ["run", "explain", "kernel", "doctor", "Exit codes", "RUST_LOG"] {
         assert!(help.contains(word), "{word} is not in the help");
     }
 }

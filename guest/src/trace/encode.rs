@@ -8,14 +8,14 @@
 //! | 0 | bits 0-7 the code of the operation, 8-15 a small field, 16-23 protection (1 read, 2 write, 4 execute), 24-31 flags |
 //! | 1 | the process, or the object's number |
 //! | 2 | first address, or the child, or the start of the heap |
-//! | 3 | length in pages, or the end of the heap |
+//! | 3 | length in pages, or the end of the heap, or the label of a look |
 //! | 4 | new address of a move; object of a mapping |
 //! | 5 | new length of a move; offset into the object, first frame of a device |
 //! | 6, 7 | zero |
 
 use core::fmt;
 
-use super::{Backing, Flaw, MapKind, Op};
+use super::{Backing, Flaw, Label, MapKind, Op};
 use crate::addr::{Gva, Order};
 use crate::space::{Advice, ObjectKind, Prot};
 
@@ -58,6 +58,7 @@ const SHARE: u8 = 10;
 const EXEC: u8 = 11;
 const EXIT: u8 = 12;
 const ACCESS: u8 = 13;
+const LOOK: u8 = 14;
 
 const ANON: u8 = 0;
 const PRIVATE: u8 = 1;
@@ -110,6 +111,10 @@ pub fn encode(op: &Op) -> [u64; WORDS] {
         Op::Exit { proc } => [head(EXIT, 0, 0, 0), proc.into(), 0, 0, 0, 0, 0, 0],
         Op::Access { proc, at, pages, write } => {
             [head(ACCESS, u8::from(write), 0, 0), proc.into(), at.raw(), pages, 0, 0, 0, 0]
+        }
+        Op::Look { proc, at, label, repaired } => {
+            let label = u64::from_le_bytes(label.bytes());
+            [head(LOOK, u8::from(repaired), 0, 0), proc.into(), at.raw(), label, 0, 0, 0, 0]
         }
     }
 }
@@ -177,6 +182,12 @@ fn decode_fields(code: u8, small: u8, prot: u8, flags: u8, words: &[u64; WORDS])
         EXEC => Op::Exec { proc },
         EXIT => Op::Exit { proc },
         ACCESS => Op::Access { proc, at: address(words[2])?, pages: words[3], write: small != 0 },
+        LOOK => Op::Look {
+            proc,
+            at: address(words[2])?,
+            label: Label::from_bytes(words[3].to_le_bytes()).ok_or(DecodeError::Field)?,
+            repaired: small != 0,
+        },
         _ => return Err(DecodeError::Code(code)),
     };
     Ok(op)

@@ -89,7 +89,8 @@ impl Op {
             | Self::Share { proc, .. }
             | Self::Exec { proc }
             | Self::Exit { proc }
-            | Self::Access { proc, .. } => Some(proc),
+            | Self::Access { proc, .. }
+            | Self::Look { proc, .. } => Some(proc),
         }
     }
 
@@ -137,6 +138,7 @@ impl Op {
                     Ok(())
                 }
             }
+            Self::Look { at, .. } => check_range(at, 1),
             Self::Access { at, pages, .. } => {
                 if pages > MAX_RUN_PAGES {
                     Err(Flaw::RunLength)

@@ -4,13 +4,14 @@
 pub mod check;
 pub mod encode;
 mod form;
+pub mod look;
 mod op;
 mod replay;
 pub mod session;
 pub mod text;
 
 pub use form::{Flaw, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MAX_RUN_PAGES};
-pub use op::{Backing, MapKind, Op};
+pub use op::{Backing, Label, MapKind, Op};
 pub use replay::{Event, Replay, ReplayError, Tenant};
 
 /// What a store of a trace leaves in the first word of page number `page` (`gva >> 12`). Never zero, so that a page that

@@ -34,6 +34,41 @@ pub enum MapKind {
     Stack,
 }
 
+/// What a look is called: one to eight printable characters of ASCII, none of them a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label([u8; 8]);
+
+impl Label {
+    /// The label of these bytes, with zeros behind it.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
+        let length = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+        let (text, rest) = bytes.split_at(length);
+        let good = length > 0 && text.iter().all(u8::is_ascii_graphic) && rest.iter().all(|&byte| byte == 0);
+        good.then_some(Self(bytes))
+    }
+
+    /// The label that reads `text`.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; 8];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Self::from_bytes(bytes)
+    }
+
+    /// Its bytes, with zeros behind it.
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 8] {
+        self.0
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default().trim_end_matches('\0')
+    }
+}
+
 /// One operation. `proc` numbers name processes and threads of the trace alike; several may share one
 /// address space. Lengths are in pages, and every address is page aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,5 +194,17 @@ pub enum Op {
         pages: u64,
         /// Store (else load).
         write: bool,
+    },
+    /// Nothing happens, and the folio at an address is [shown](super::look): its leaves, the counts and answers of every scheme. Where nothing is mapped,
+    /// it is the folio of the look before.
+    Look {
+        /// Who asks.
+        proc: u32,
+        /// Where it is mapped.
+        at: Gva,
+        /// What to call it.
+        label: Label,
+        /// Schemes that lose count are told it first, as [`Manager::repair`](crate::space::Manager::repair) does.
+        repaired: bool,
     },
 }

@@ -116,6 +116,12 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
         Ok(Self { manager, device, procs, objects })
     }
 
+    /// The manager that it runs on.
+    #[must_use]
+    pub const fn manager(&self) -> &'m Manager<M, A> {
+        self.manager
+    }
+
     /// The space of a process of the trace.
     #[must_use]
     pub fn space(&self, proc: u32) -> Option<SpaceId> {
@@ -126,6 +132,12 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
     #[must_use]
     pub fn object(&self, object: u32) -> Option<ObjectId> {
         self.objects.get(self.manager.frames(), object).map(ObjectId)
+    }
+
+    /// A process of the trace that is in `space`.
+    #[must_use]
+    pub fn proc_in(&self, space: SpaceId) -> Option<u32> {
+        self.procs.find(self.manager.frames(), |value| value == space.raw()).map(|(proc, _)| proc)
     }
 
     /// Executes one operation; for an access the folded words.
@@ -214,6 +226,10 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
                 self.procs.clear(manager.frames(), proc);
                 self.leave(space, tenant);
             }
+            // The session shows it, with what only a recount knows.
+            Op::Look { proc, .. } => {
+                self.of(proc)?;
+            }
             Op::Access { proc, at, pages, write } => {
                 let space = self.of(proc)?;
                 let sum = tenant.touch(manager, space, at, pages, write);
@@ -230,11 +246,11 @@ impl<'m, M: Memory + Tlb, A: Accounting> Replay<'m, M, A> {
     /// free and every count gone then.
     pub fn finish(self, tenant: &mut impl Tenant<M, A>) -> bool {
         let frames = self.manager.frames();
-        while let Some((proc, space)) = self.procs.any(frames) {
+        while let Some((proc, space)) = self.procs.find(frames, |_| true) {
             self.procs.clear(frames, proc);
             self.leave(SpaceId(space), tenant);
         }
-        while let Some((object, id)) = self.objects.any(frames) {
+        while let Some((object, id)) = self.objects.find(frames, |_| true) {
             self.objects.clear(frames, object);
             self.manager.destroy_object(ObjectId(id));
         }
@@ -311,15 +327,15 @@ impl Numbers {
         frames.memory().frame(Pfn::new(leaf)).0[number as usize % ENTRIES].store(0, Relaxed);
     }
 
-    /// Some entry.
-    fn any<M: Memory>(&self, frames: &Frames<M>) -> Option<(u32, u32)> {
+    /// The first entry whose value is `wanted`.
+    fn find<M: Memory>(&self, frames: &Frames<M>, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
         let memory = frames.memory();
         memory.frame(self.root).0.iter().enumerate().find_map(|(i, link)| {
             let leaf = link.load(Relaxed);
             (leaf != 0).then_some(())?;
             memory.frame(Pfn::new(leaf)).0.iter().enumerate().find_map(|(j, word)| {
                 let value = word.load(Relaxed) as u32;
-                (value != 0).then_some(((i * ENTRIES + j) as u32, value))
+                (value != 0 && wanted(value)).then_some(((i * ENTRIES + j) as u32, value))
             })
         })
     }

@@ -5,7 +5,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Event, Replay, ReplayError, Tenant, encode};
+use super::{Event, Op, Replay, ReplayError, Tenant, encode, look};
 use crate::abi::OP_WORDS;
 use crate::abi::replay::{self as words, word};
 use crate::addr::Pfn;
@@ -64,12 +64,15 @@ impl Session<'_> {
         let mut replay = Replay::new(manager, self.device).map_err(|_| "too few frames for a replay")?;
         let span = manager.frames().span();
         let recount = Recount::new(self.rows, span.start, span.end.raw() - span.start.raw());
-        let mut most_leaves = 0;
+        let (mut most_leaves, mut looked_at) = (0, None);
         // What was cleared before the session is no work of it.
         let before = site.clear_ticks();
         site.add(word::OTHER_CLEAR_TICKS, before);
         for (i, encoded) in self.trace.iter().enumerate() {
-            self.step(i, encoded, &mut replay, site)?;
+            let op = self.step(i, encoded, &mut replay, site)?;
+            if let Op::Look { .. } = op {
+                looked_at = Some(show(&op, &replay, looked_at, &recount, site)?);
+            }
             let stats = manager.frames().stats();
             site.raise(word::PEAK_FRAMES, stats.total - stats.free);
             let done = i as u64 + 1;
@@ -94,7 +97,7 @@ impl Session<'_> {
         encoded: &[u64; OP_WORDS],
         replay: &mut Replay<'_, M, A>,
         site: &mut impl Site<M, A>,
-    ) -> Result<(), &'static str> {
+    ) -> Result<Op, &'static str> {
         let mut plain = *encoded;
         (plain[words::HAS_EXPECTED], plain[words::EXPECTED]) = (0, 0);
         let op = encode::decode(&plain).map_err(|_| "an operation of the trace does not decode")?;
@@ -115,8 +118,30 @@ impl Session<'_> {
                 return Err("contents were lost");
             }
         }
-        Ok(())
+        Ok(op)
     }
+}
+
+/// Shows the folio that `op` looks at, which the tables are recounted for; where the folio begins.
+fn show<M: Memory + Tlb, A: Accounting>(
+    op: &Op,
+    replay: &Replay<'_, M, A>,
+    before: Option<Pfn>,
+    recount: &Recount,
+    site: &mut impl Site<M, A>,
+) -> Result<Pfn, &'static str> {
+    let &Op::Look { proc, at, label, repaired } = op else { return Err("only a look is shown") };
+    let (manager, space) = (replay.manager(), replay.space(proc).ok_or("nobody looks")?);
+    let Some(folio) = look::folio_at(manager, space, at, before) else {
+        site.say(format_args!("`{op}`: no folio is mapped there, and none was looked at before"));
+        return Err("a look found no folio");
+    };
+    if repaired {
+        manager.repair(folio);
+    }
+    check(manager, recount, site)?;
+    look::show(replay, recount, site, label, folio, space);
+    Ok(folio.head())
 }
 
 fn wants_frames(error: ReplayError) -> bool {

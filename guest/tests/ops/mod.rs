@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 use quire::addr::{GVA_END, Gva, Order};
 use quire::space::{Advice, ObjectKind, Prot};
-use quire::trace::{Backing, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, Op};
+use quire::trace::{
+    Backing, Label, MAX_DEVICE_PAGES, MAX_OBJECT_PAGES, MAX_OBJECTS, MAX_PROCS, MAX_RUN_PAGES, MapKind, Op,
+};
 
 fn proc() -> impl Strategy<Value = u32> {
     prop_oneof![0..4u32, 0..MAX_PROCS]
@@ -75,6 +77,12 @@ pub fn op() -> impl Strategy<Value = Op> {
             at,
             pages,
             write
+        }),
+        (proc(), range(1), "[!-~]{1,8}", any::<bool>()).prop_map(|(proc, (at, _), label, repaired)| Op::Look {
+            proc,
+            at,
+            label: Label::new(&label).unwrap(),
+            repaired
         }),
     ]
 }

@@ -210,6 +210,9 @@ impl Contents {
                 self.appear(proc, None)?;
             }
             Op::Exit { proc } => self.leave(proc)?,
+            Op::Look { proc, .. } => {
+                self.space(proc)?;
+            }
             Op::Access { proc, at, pages, write } => return self.access(proc, at.page(), pages, write, seed),
         }
         Ok(None)

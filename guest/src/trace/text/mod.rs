@@ -45,6 +45,7 @@
 //! | `exit P` | [`Exit`](super::Op::Exit) | `exit 1` |
 //! | `r P A [N]` | [`Access`](super::Op::Access): load from each of N pages; N is left out when it is 1 | `r 0 7ffd4c5e1000` |
 //! | `w P A [N]` | [`Access`](super::Op::Access): store to each of N pages | `w 0 7f10a3000000 16` |
+//! | `look P A LABEL [repaired]` | [`Look`](super::Op::Look): LABEL has at most 8 characters | `look 0 7f10a2000000 S6c` |
 //!
 //! Limits: [`MAX_PROCS`](super::MAX_PROCS) processes, [`MAX_OBJECTS`](super::MAX_OBJECTS) objects,
 //! [`MAX_OPS`](super::MAX_OPS) operations, runs of [`MAX_RUN_PAGES`](super::MAX_RUN_PAGES) pages, objects of

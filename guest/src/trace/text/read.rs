@@ -7,7 +7,7 @@ use core::str::Split;
 use super::{Header, MAGIC, MAX_LINE, MAX_NAME, MAX_TEXT};
 use crate::addr::{Gva, Order};
 use crate::space::{Advice, ObjectKind, Prot};
-use crate::trace::{Backing, Flaw, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MapKind, Op};
+use crate::trace::{Backing, Flaw, Label, MAX_OBJECTS, MAX_OPS, MAX_PROCS, MapKind, Op};
 
 /// Why a trace is refused, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub enum Reason {
     LateHeader,
     /// A header line that was there before.
     HeaderTwice,
-    /// A header text or a name that is empty or too long.
+    /// A header text, a name or a label that is empty or too long.
     Text,
     /// A field is missing; this one.
     Missing(&'static str),
@@ -84,7 +84,7 @@ impl fmt::Display for Reason {
             Self::Keyword => write!(f, "the first word is no operation"),
             Self::LateHeader => write!(f, "header line after the first operation"),
             Self::HeaderTwice => write!(f, "this header line was there before"),
-            Self::Text => write!(f, "text or name is empty or too long"),
+            Self::Text => write!(f, "text, name or label is empty or too long"),
             Self::Missing(field) => write!(f, "{field} is missing"),
             Self::Field(field) => write!(f, "this is no {field}"),
             Self::Trailing => write!(f, "more on the line than belongs there"),
@@ -298,6 +298,12 @@ impl<'a> Reader<'a> {
             "r" | "w" => {
                 Op::Access { proc: fields.proc()?, at: fields.address()?, pages: fields.run()?, write: keyword == "w" }
             }
+            "look" => Op::Look {
+                proc: fields.proc()?,
+                at: fields.address()?,
+                label: Label::new(fields.next("label")?).ok_or(Reason::Text)?,
+                repaired: fields.flag("repaired"),
+            },
             _ => return Ok(None),
         };
         Ok(Some(op))

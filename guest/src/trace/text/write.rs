@@ -86,6 +86,10 @@ impl fmt::Display for Op {
                 }
                 Ok(())
             }
+            Self::Look { proc, at, label, repaired } => {
+                write!(f, "look {proc} {:x} {}", at.raw(), label.as_str())?;
+                if repaired { f.write_str(" repaired") } else { Ok(()) }
+            }
         }
     }
 }
