@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use hdrhistogram::Histogram;
-use quire::abi::replay::{SAMPLE_CLEARED, audit_of, event_word, metadata_of, word};
+use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, audit_of, event_word, metadata_of, word};
 use quire::abi::sample::{FLOOR, Sample};
 use quire::mapcount::Scheme;
 use quire::space::FaultKind;
@@ -49,6 +49,14 @@ impl Latency {
             p999_ns: histogram.value_at_quantile(0.999),
             max_ns: histogram.max(),
         }
+    }
+}
+
+/// Pages that a fault mapped. Where they are more than a sample can hold, a folio was mapped whole.
+fn pages_of(sample: &Sample) -> u64 {
+    match sample.spare & SAMPLE_PAGES {
+        SAMPLE_PAGES => sample.order.pages(),
+        pages => pages.into(),
     }
 }
 
@@ -383,7 +391,7 @@ fn fault_rows(measured: &Measured) -> Vec<FaultRow> {
                 };
                 let latency = Latency::of(chosen().map(|sample| (f64::from(sample.ticks) * measured.tick_ns) as u64));
                 if latency.count > 0 {
-                    let pages: u64 = chosen().map(|sample| u64::from(sample.spare & !SAMPLE_CLEARED)).sum();
+                    let pages: u64 = chosen().map(pages_of).sum();
                     rows.push(FaultRow {
                         kind: name,
                         order,

@@ -9,7 +9,7 @@ use core::{ptr, slice};
 
 use quire::abi::replay::FLOOR_PAGES;
 use quire::abi::{
-    ALIAS_BASE, BOOT_INFO_GPA, BootInfo, KERNEL_BASE, KERNEL_GPA, LARGE_PAGE, MAGIC, OP_WORDS, Placement,
+    ALIAS_BASE, BOOT_INFO_GPA, BootInfo, KERNEL_BASE, KERNEL_GPA, LARGE_PAGE, MAGIC, MAX_MEMORY, OP_WORDS, Placement,
     START_TABLES_GPA, StartTables, boot,
 };
 use quire::addr::PAGE_SIZE;
@@ -99,7 +99,7 @@ fn describe(entered: u64, info: u64) -> BootInfo {
         0 => DEFAULT_SAMPLES,
         n => n,
     };
-    let memory_end = memory_end.min(STUB_MAPS);
+    let memory_end = memory_end.min(MAX_MEMORY);
     let place = Placement::above(taken, samples, 0);
     place.describe(&mut words, memory_end.min(blob_limit) & !(LARGE_PAGE - 1));
     // The alias map reaches to the end of the last large page: a module may lie there.
