@@ -249,7 +249,8 @@ fn in_a_vm_they_are_what_the_tables_say() {
     for script in SCRIPTS {
         for scenario in play(&script, Backend::Kvm) {
             assert!(scenario.ring.is_some() || scenario.lacks.is_some(), "{}", scenario.scenario);
-            assert_eq!(scenario.lacks.is_some(), script.name == "S12");
+            // Leaves of 1 GiB are what a KVM may lack.
+            assert!(scenario.lacks.is_none() || script.name == "S12");
             compare(&scenario);
         }
     }
@@ -261,7 +262,11 @@ fn a_scheme_alone_counts_as_among_others() {
         let alone = play(&Script { alone: true, ..script }, Backend::Model);
         for (together, alone) in play(&script, Backend::Model).iter().zip(&alone) {
             assert_eq!(together.truth, alone.truth);
-            assert_eq!(together.schemes, alone.schemes, "{}", together.scenario);
+            for scheme in &together.schemes {
+                let told = alone.schemes.iter().find(|told| told.scheme == scheme.scheme);
+                assert_eq!(told, Some(scheme), "{}", together.scenario);
+            }
+            assert_eq!(together.schemes.len(), alone.schemes.len());
         }
     }
 }
