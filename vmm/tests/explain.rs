@@ -14,7 +14,7 @@ const COUNTERS: &str = "The counters";
 const ANSWERS: &str = "The answers";
 const THREE: &str = "Three owners";
 /// Of schemes that came later, in whatever columns.
-const MORE_COUNTERS: &str = "The counters of full-partial, rmap-ids and per-level";
+const OTHERS: &str = "Full and partial, ids, levels";
 
 /// The rows of the first table under `heading`, its own first; none where there is no such heading.
 fn table(heading: &str) -> Vec<Vec<&'static str>> {
@@ -102,9 +102,11 @@ fn compare(scenario: &Explained) {
     assert_eq!((walks, none.counters.as_str()), (none.answers.len() - 2, "nothing"), "{name}: {:?}", none.answers);
     match find(THREE, name) {
         Some(row) => compare_three(s, &row),
-        None => compare_row(s),
+        None => {
+            compare_row(s);
+            compare_others(s);
+        }
     }
-    more_counters(s);
 }
 
 fn compare_row(s: &Explained) {
@@ -187,27 +189,25 @@ fn compare_three(s: &Explained, cells: &[&'static str]) {
     }
 }
 
-/// The table of the later schemes. A column is about the scheme that its heading names, or about that of the column before; its values must be
-/// among the counters, in their order.
-fn more_counters(s: &Explained) {
-    let Some(cells) = find(MORE_COUNTERS, s.scenario) else { return };
-    let mut scheme = "";
-    let mut left = Vec::new();
-    for (heading, cell) in table(MORE_COUNTERS)[0][1..].iter().zip(cells) {
-        if let Some(named) = heading.split('`').nth(1) {
-            scheme = named;
-            left = values(&told(s, scheme).counters);
-        }
-        if told(s, scheme).refused {
-            same("refused", cell, s, scheme);
-            continue;
-        }
-        for value in values(cell) {
-            let at = left.iter().position(|counter| *counter == value);
-            assert!(at.is_some(), "{}, {scheme}: {cell:?} is not in {:?}", s.scenario, told(s, scheme).counters);
-            left.drain(..=at.unwrap());
-        }
+/// The table of the other three.
+fn compare_others(s: &Explained) {
+    let cells = row(OTHERS, s.scenario);
+    let three @ [full, ids, levels] = ["full-partial", "rmap-ids", "per-level"].map(|scheme| told(s, scheme));
+    same(values(&full.counters), values(&[cells[0], cells[1]].join(" ")), s, "full-partial");
+    if ids.refused {
+        same("refused", cells[2], s, "rmap-ids");
+    } else {
+        let shown = values(ids.counters.split(';').next().unwrap_or_default());
+        same(&shown[..2], values(cells[2]).as_slice(), s, "rmap-ids");
     }
+    same(said(levels, "by_level"), cells[3].replace(", ", ","), s, "leaves of each size");
+    same(three.map(|told| said(told, "mapped_pages")).as_slice(), parts(cells[4]), s, "mapped");
+    for (owner, cell) in ["p", "c"].into_iter().zip([cells[5], cells[6]]) {
+        let pss = levels.pss.get(owner).map_or_else(String::new, |&pss| number(pss));
+        same(pss, cell, s, "Pss of per-level");
+    }
+    same(three.map(|told| said(told, "partially_mapped")).as_slice(), parts(cells[7]), s, "partly mapped");
+    same(three.map(exclusive).as_slice(), parts(cells[8]), s, "exclusive");
 }
 
 fn play(script: &Script, backend: Backend) -> Vec<Explained> {
