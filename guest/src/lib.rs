@@ -60,7 +60,7 @@
 //! ([`trace::Prot`], [`trace::Advice`], [`trace::ObjectKind`]) are those of traces, and `space` takes them from there.
 //!
 //! ```text
-//!     trace  ───────────────>  audit         operations of a workload, their text form, replay; the recount of every leaf
+//!     trace  ───────────────>  audit, stats  operations of a workload, their text form, replay; the recount of every leaf; smaps and its kin
 //!        │                       │
 //!        └──────────┬────────────┘
 //!                   v
@@ -97,5 +97,6 @@ pub mod memory;
 pub mod model;
 pub mod page_table;
 pub mod space;
+pub mod stats;
 pub mod sync;
 pub mod trace;

@@ -27,6 +27,12 @@ impl Accounting for None {
     fn collapse<M: Memory>(_t: &Target<'_, M>, _b: &Batch, _beside: Neighbours) -> Delta {
         Delta::default()
     }
+    fn said_mapped(_pages: u64) -> Answer<u64> {
+        Answer::Walk
+    }
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Walk
+    }
     fn mapped<M: Memory>(_t: &Target<'_, M>) -> Answer<bool> {
         Answer::Walk
     }

@@ -103,6 +103,12 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
             B::relearn(&Self::second(t), owner, count);
         }
     }
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        A::said_mapped(pages)
+    }
+    fn said_huge(pages: u64) -> Answer<u64> {
+        A::said_huge(pages)
+    }
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::mapped(&Self::first(t))
     }

@@ -200,6 +200,11 @@ impl<'a> Vma<'a> {
     pub fn is_anon(&self) -> bool {
         self.object() == 0 && !self.flags().has(VmaFlags::DEVICE)
     }
+    /// Whether it is a window on a device: frames without folios.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.flags().has(VmaFlags::DEVICE)
+    }
     /// The object index of page `page`.
     #[must_use]
     pub fn index(&self, page: u64) -> u64 {
