@@ -23,9 +23,9 @@ pub use smaps::Smaps;
 use crate::addr::Level;
 use crate::folio::{Folio, FolioFlags};
 use crate::format::Attrs;
-use crate::mapcount::{Accounting, PageAnswers};
+use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::space::{Manager, Vma};
+use crate::space::{Manager, SpaceId, Vma};
 
 /// A leaf that a reader has come to. Its folio stays until the reader goes on.
 struct Seen<'a> {
@@ -84,12 +84,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
     }
 
-    /// What the scheme says of the pages of a leaf: `tell` gets an answer, and of how many pages it is.
-    fn each_answer(&self, vma: Vma<'_>, seen: &Seen<'_>, fill: Fill, mut tell: impl FnMut(PageAnswers, u64)) {
-        // Without counts for pages a scheme says the same of each, and only a walk could tell them apart.
-        let same = if A::PAGE_COUNTS == 0 && fill == Fill::Scheme { seen.pages } else { 1 };
-        for page in (seen.first..seen.first + seen.pages).step_by(same as usize) {
-            tell(self.ask(seen.folio, page, vma.space().raw(), fill), same);
+    /// smaps and numa_maps in one reading: calls `visit` for every vma of a space, in address order. What `visit` does happens while the space is held.
+    pub fn read_stats(&self, id: SpaceId, fill: Fill, mut visit: impl FnMut(Vma<'_>, &Smaps, &NumaMap)) {
+        let _space = self.hold(id);
+        for vma in self.vmas(id) {
+            let mut smaps = Smaps { size: vma.pages(), ..Smaps::default() };
+            let mut numa = NumaMap::default();
+            self.each_leaf(vma, fill == Fill::Walk, |seen| {
+                smaps.add_leaf(seen, || self.is_shmem(vma.object()));
+                numa.add_leaf(seen);
+                // Without counts for pages a scheme says the same of each, and only a walk could tell them apart.
+                let same = if A::PAGE_COUNTS == 0 && fill == Fill::Scheme { seen.pages } else { 1 };
+                for page in (seen.first..seen.first + seen.pages).step_by(same as usize) {
+                    let said = self.ask(seen.folio, page, id.raw(), fill);
+                    smaps.add_answer(&said, same, seen.is_dirty());
+                    numa.add_answer(&said);
+                }
+            });
+            visit(vma, &smaps, &numa);
         }
     }
 }

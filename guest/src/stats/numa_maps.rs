@@ -1,9 +1,9 @@
 //! `/proc/PID/numa_maps` (numa_memory_policy.rst; SCHEMES.md, Q5 and Q7).
 
-use super::Fill;
 use super::answer::both;
+use super::{Fill, Seen};
 use crate::format::Attrs;
-use crate::mapcount::{Accounting, Answer};
+use crate::mapcount::{Accounting, Answer, PageAnswers};
 use crate::memory::{Memory, Tlb};
 use crate::space::{Manager, SpaceId, Vma};
 
@@ -22,25 +22,29 @@ pub struct NumaMap {
     pub mapmax: Answer<u64>,
 }
 
+impl Default for NumaMap {
+    fn default() -> Self {
+        Self { pages: 0, anon: 0, dirty: 0, active: 0, mapmax: Answer::Exact(0) }
+    }
+}
+
+impl NumaMap {
+    pub(super) fn add_leaf(&mut self, seen: &Seen<'_>) {
+        let pages_if = |condition| if condition { seen.pages } else { 0 };
+        self.pages += seen.pages;
+        self.anon += pages_if(seen.folio.is_anon());
+        self.dirty += pages_if(seen.is_dirty());
+        self.active += pages_if(seen.attrs.has(Attrs::ACCESSED));
+    }
+
+    pub(super) fn add_answer(&mut self, said: &PageAnswers) {
+        self.mapmax = both(self.mapmax, said.page_count, u64::max);
+    }
+}
+
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// numa_maps: calls `visit` for every vma of a space, in address order. What `visit` does happens while the space is held.
     pub fn numa_maps(&self, id: SpaceId, fill: Fill, mut visit: impl FnMut(Vma<'_>, &NumaMap)) {
-        let _space = self.hold(id);
-        for vma in self.vmas(id) {
-            visit(vma, &self.numa_map_of(vma, fill));
-        }
-    }
-
-    fn numa_map_of(&self, vma: Vma<'_>, fill: Fill) -> NumaMap {
-        let mut map = NumaMap { pages: 0, anon: 0, dirty: 0, active: 0, mapmax: Answer::Exact(0) };
-        self.each_leaf(vma, fill == Fill::Walk, |seen| {
-            let pages_if = |condition| if condition { seen.pages } else { 0 };
-            map.pages += seen.pages;
-            map.anon += pages_if(seen.folio.is_anon());
-            map.dirty += pages_if(seen.is_dirty());
-            map.active += pages_if(seen.attrs.has(Attrs::ACCESSED));
-            self.each_answer(vma, seen, fill, |said, _| map.mapmax = both(map.mapmax, said.page_count, u64::max));
-        });
-        map
+        self.read_stats(id, fill, |vma, _, map| visit(vma, map));
     }
 }

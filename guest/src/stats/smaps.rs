@@ -83,7 +83,7 @@ impl Smaps {
     }
 
     /// What follows from the leaf alone.
-    fn add_leaf(&mut self, seen: &Seen<'_>, is_shmem: impl FnOnce() -> bool) {
+    pub(super) fn add_leaf(&mut self, seen: &Seen<'_>, is_shmem: impl FnOnce() -> bool) {
         self.rss += seen.pages;
         if seen.attrs.has(Attrs::ACCESSED) {
             self.referenced += seen.pages;
@@ -98,7 +98,7 @@ impl Smaps {
     }
 
     /// What the scheme says of `pages` pages of a leaf.
-    fn add_answer(&mut self, said: PageAnswers, pages: u64, dirty: bool) {
+    pub(super) fn add_answer(&mut self, said: &PageAnswers, pages: u64, dirty: bool) {
         self.pss = sum(self.pss, said.charge.map(|share| pages * share.fixed()));
         let (private, shared) = if dirty {
             (&mut self.private_dirty, &mut self.shared_dirty)
@@ -113,10 +113,7 @@ impl Smaps {
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// smaps: calls `visit` for every vma of a space, in address order. What `visit` does happens while the space is held.
     pub fn smaps(&self, id: SpaceId, fill: Fill, mut visit: impl FnMut(Vma<'_>, &Smaps)) {
-        let _space = self.hold(id);
-        for vma in self.vmas(id) {
-            visit(vma, &self.smaps_of(vma, fill));
-        }
+        self.read_stats(id, fill, |vma, smaps, _| visit(vma, smaps));
     }
 
     /// smaps_rollup: the sum over a space.
@@ -124,16 +121,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut all = Smaps::default();
         self.smaps(id, fill, |_, smaps| all = all.plus(smaps));
         all
-    }
-
-    fn smaps_of(&self, vma: Vma<'_>, fill: Fill) -> Smaps {
-        let mut smaps = Smaps { size: vma.pages(), ..Smaps::default() };
-        self.each_leaf(vma, fill == Fill::Walk, |seen| {
-            smaps.add_leaf(seen, || self.is_shmem(vma.object()));
-            let dirty = seen.is_dirty();
-            self.each_answer(vma, seen, fill, |said, pages| smaps.add_answer(said, pages, dirty));
-        });
-        smaps
     }
 }
 
