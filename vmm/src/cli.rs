@@ -103,6 +103,10 @@ struct RunArgs {
     /// Seed of the words that tenants store
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Print what the tenants have mapped at the checkpoint with the most leaves, as smaps_rollup of each and meminfo; or smaps of every vma. JSON has
+    /// both anyway
+    #[arg(long, value_name = "rollup|smaps", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "rollup")]
+    stats: Option<StatsText>,
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     json: Option<Option<PathBuf>>,
@@ -119,6 +123,14 @@ enum Stage2 {
     Ept,
     /// SVM.
     Npt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StatsText {
+    /// A line for each tenant.
+    Rollup,
+    /// And one for each of its vmas.
+    Smaps,
 }
 
 #[derive(Args, Debug)]
@@ -229,13 +241,17 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
     let report = Report::new(&workload, &config, &measured, Host::here());
     let json = || serde_json::to_string(&report).map_err(|error| Error::Exit(error.to_string()));
+    let text = || match (args.stats, &report.stats) {
+        (Some(how), Some(stats)) => format!("{report}{}", stats.text(how == StatsText::Smaps)),
+        _ => report.to_string(),
+    };
     match &args.json {
         Some(None) => print(&(json()? + "\n"))?,
         Some(Some(file)) => {
             write(file, (json()? + "\n").as_bytes())?;
-            print(&report.to_string())?;
+            print(&text())?;
         }
-        None => print(&report.to_string())?,
+        None => print(&text())?,
     }
     if measured.passed {
         return Ok(ExitCode::SUCCESS);
