@@ -47,6 +47,8 @@ pub struct HostPage {
 pub struct HostFolio {
     pub head: u64,
     pub pages: u64,
+    /// kpagecount of its first page.
+    pub first: u64,
     /// kpagecount of all its pages.
     pub total: u64,
     /// Processes that map some of it.
@@ -187,7 +189,7 @@ impl Host {
                     if word & PRESENT != 0 {
                         let pfn = word & PFN;
                         assert_ne!(pfn, 0, "pagemap hides frames");
-                        let folio = HostFolio { head: pfn, pages: 1, total: 0, owners: 0 };
+                        let folio = HostFolio { head: pfn, pages: 1, first: 0, total: 0, owners: 0 };
                         let (exclusive, is_file) = (word & EXCLUSIVE != 0, word & FILE_PAGE != 0);
                         let count = word_of(&self.counts, pfn);
                         pages.insert(page, HostPage { pfn, exclusive, is_file, count, folio });
@@ -211,6 +213,7 @@ impl Host {
                 }
                 let HostFolio { head, pages, .. } = page.folio;
                 let folio = folios.entry(head).or_insert_with(|| HostFolio {
+                    first: word_of(&self.counts, head),
                     total: (head..head + pages).map(|pfn| word_of(&self.counts, pfn)).sum(),
                     ..page.folio
                 });
