@@ -28,6 +28,9 @@ const WINDOWS: [Range<u64>; 3] =
 /// Frames of our machine.
 const FRAMES: u64 = 16 * 1024;
 
+/// What Linux counts here, what it counts with CONFIG_NO_PAGE_MAPCOUNT, and what may come of that.
+const SCHEMES: [Scheme; 3] = [Scheme::PerPage, Scheme::MmOwner, Scheme::Total];
+
 const RW: Prot = Prot { read: true, write: true, exec: false };
 const R: Prot = Prot { read: true, write: false, exec: false };
 
@@ -89,6 +92,11 @@ fn expected(scheme: Scheme, page: &HostPage) -> (u64, bool) {
     }
 }
 
+/// Whether a scheme with two slots may call the page shared though it has one owner: a third one came once, and stayed.
+fn may_err(scheme: Scheme, page: &HostPage) -> bool {
+    scheme != Scheme::PerPage && page.folio.pages > 1 && page.folio.was_crowded
+}
+
 macro_rules! same {
     ($ours:expr, $linux:expr, $($what:tt)*) => {
         let (ours, linux) = ($ours, $linux);
@@ -104,7 +112,9 @@ fn compare(scheme: Scheme, linux: &HostProcess, ours: &Ours) -> Result<(), Strin
     for ((page, (entry, count)), host) in ours.pages.iter().zip(linux.pages.values()) {
         let (leaves, exclusive) = expected(scheme, host);
         same!(*count, Some(leaves), "leaves over page {page:#x}");
-        same!(entry.exclusive.value(), Some(exclusive), "exclusive bit of page {page:#x}");
+        if !(may_err(scheme, host) && entry.exclusive.value() == Some(false)) {
+            same!(entry.exclusive.value(), Some(exclusive), "exclusive bit of page {page:#x}");
+        }
         same!(entry.is_file, host.is_file, "file bit of page {page:#x}");
         // Linux says of every page that a 2 MiB leaf maps what holds of the first one, since v6.15.
         let of_first = host.folio.pages > 1 && host.exclusive == (host.folio.first == 1);
@@ -140,7 +150,6 @@ fn compare_range(scheme: Scheme, range: &Range<u64>, linux: &HostProcess, ours: 
     ] {
         same!(pages * 4, kb(&[name]), "{name}");
     }
-    let pages: Vec<_> = linux.pages.range(range.clone()).map(|(_, page)| expected(scheme, page)).collect();
     let pss = smaps.pss.value().ok_or("no Pss")? as f64 * 4.0 / f64::from(1 << Share::SHIFT);
     if scheme == Scheme::PerPage {
         // Linux rounds down to kB in every vma.
@@ -162,12 +171,17 @@ fn compare_range(scheme: Scheme, range: &Range<u64>, linux: &HostProcess, ours: 
             }
         }
     } else {
-        let share: f64 = pages.iter().map(|&(leaves, _)| 4.0 / leaves as f64).sum();
+        let pages = || linux.pages.range(range.clone()).map(|(_, page)| page);
+        let share: f64 = pages().map(|page| 4.0 / expected(scheme, page).0 as f64).sum();
         if (pss - share).abs() > 0.01 {
             return Err(format!("Pss: we say {pss} kB, the rule {share}"));
         }
-        let private = pages.iter().filter(|(_, exclusive)| *exclusive).count() as u64;
-        same!(told(smaps.uss()), Some(private * 4), "Uss");
+        let private = pages().filter(|page| expected(scheme, page).1);
+        let unsure = private.clone().filter(|page| may_err(scheme, page)).count() as u64;
+        let (private, uss) = (private.count() as u64, smaps.uss().value().ok_or("no Uss")?);
+        if !(private - unsure..=private).contains(&uss) {
+            return Err(format!("Uss: we say {uss} pages, the rule {private}, but for {unsure}"));
+        }
     }
     Ok(())
 }
@@ -175,14 +189,37 @@ fn compare_range(scheme: Scheme, range: &Range<u64>, linux: &HostProcess, ours: 
 /// Executes `ops` on Linux until one is refused; what it said after each.
 fn on_linux(ops: &[Op]) -> Vec<Snapshot> {
     let mut host = Host::new(ops);
-    ops.iter().map_while(|op| host.step(op).is_ok().then(|| host.look(&WINDOWS))).collect()
+    let mut crowded = BTreeSet::new();
+    let mut look = |op| {
+        host.step(op).ok()?;
+        let mut snapshot = host.look(&WINDOWS);
+        for folio in snapshot.values_mut().flat_map(|process| process.pages.values_mut()).map(|page| &mut page.folio) {
+            if folio.owners > 2 {
+                crowded.insert(folio.head);
+            }
+            folio.was_crowded = crowded.contains(&folio.head);
+        }
+        Some(snapshot)
+    };
+    ops.iter().map_while(&mut look).collect()
 }
 
-/// Once on Linux, and on our side under each scheme. How many operations Linux did.
+/// Whether from this store on the sides have other folios: where a table stands in which nothing is mapped any more, ours maps a folio of 2 MiB by 512 leaves,
+/// and Linux, which gives 2 MiB only where there is no table, one page.
+fn part(op: &Op, linux: &Snapshot, ours: &BTreeMap<u32, Ours>) -> bool {
+    let Op::Access { proc, at, pages, write: true } = *op else { return false };
+    let blocks = at.page() >> 9..=(at.page() + pages - 1) >> 9;
+    let mut more = ours[&proc].pages.keys().filter(|page| !linux[&proc].pages.contains_key(page)).peekable();
+    more.peek().is_some() && more.all(|page| blocks.contains(&(page >> 9)))
+}
+
+/// Once on Linux, and on our side under each scheme. How many operations both did alike.
 fn attempt(ops: &[Op], schemes: &[Scheme]) -> Result<usize, String> {
-    let linux = on_linux(ops);
+    let mut linux = on_linux(ops);
     for &scheme in schemes {
         let ours = scheme.run(OurSide(&ops[..linux.len()]));
+        let end = ops.iter().zip(&linux).zip(&ours).position(|((op, linux), ours)| part(op, linux, ours));
+        linux.truncate(end.unwrap_or(linux.len()));
         for (i, (linux, ours)) in linux.iter().zip(&ours).enumerate() {
             let wrong = |why| format!("under `{scheme}`, after operation {i}, `{}`: {why}", ops[i]);
             same!(ours.keys().collect::<Vec<_>>(), linux.keys().collect::<Vec<_>>(), "processes");
@@ -202,7 +239,7 @@ fn agrees(ops: &[Op], schemes: &[Scheme]) -> usize {
 /// A script: whole, under all three schemes.
 fn script(ops: &[Op]) {
     if needs::linux() {
-        assert_eq!(agrees(ops, &[Scheme::PerPage, Scheme::Total, Scheme::MmOwner]), ops.len(), "Linux refused one");
+        assert_eq!(agrees(ops, &SCHEMES), ops.len(), "Linux refused one, or took other folios");
     }
 }
 
@@ -429,30 +466,44 @@ fn three_generations_copy_each_their_part() {
     ]);
 }
 
-/// A history as both sides can do it: with single pages, no device, stack or heap, and stores only (the zero page and the pages that Linux maps around a
-/// read have no likeness here).
-fn both_can(seed: u64, length: usize) -> Vec<Op> {
+/// A history as both sides can do it: no device, stack or heap, and stores only (the zero page and the pages that Linux maps around a read have no likeness
+/// here). Objects in single pages; anonymous memory too, or in huge pages wherever they fit.
+fn both_can(seed: u64, length: usize, huge: bool) -> Vec<Op> {
     let mut contents = Contents::default();
-    let keep = |op: Op| match op {
-        Op::Object { object, kind, pages, .. } => Some(Op::Object { object, kind, pages, order: Order::BASE }),
-        Op::Map { backing: Backing::Device { .. }, .. } | Op::Map { kind: MapKind::Stack, .. } => None,
-        Op::Advise { advice: Advice::HugePage, .. } | Op::Brk { .. } | Op::Share { .. } | Op::Exec { .. } => None,
-        Op::Access { proc, at, pages, .. } => Some(Op::Access { proc, at, pages, write: true }),
-        op => Some(op),
+    let change = |op: Op| match op {
+        Op::Object { object, kind, pages, .. } => vec![Op::Object { object, kind, pages, order: Order::BASE }],
+        Op::Map { backing: Backing::Device { .. }, .. } | Op::Map { kind: MapKind::Stack, .. } => vec![],
+        Op::Map { proc, at, pages, backing: Backing::Anon, .. } if huge => {
+            vec![op, Op::Advise { proc, at, pages, advice: Advice::HugePage }]
+        }
+        Op::Advise { advice: Advice::HugePage, .. } if !huge => vec![],
+        Op::Brk { .. } | Op::Share { .. } | Op::Exec { .. } => vec![],
+        Op::Access { proc, at, pages, .. } => vec![Op::Access { proc, at, pages, write: true }],
+        op => vec![op],
     };
-    history(seed, length).into_iter().filter_map(keep).filter(|op| contents.apply(op, seed).is_ok()).collect()
+    history(seed, length).into_iter().flat_map(change).filter(|op| contents.apply(op, seed).is_ok()).collect()
 }
 
-#[test]
-fn random_histories() {
+fn histories(seeds: Range<u64>, huge: bool) {
     if !needs::linux() {
         return;
     }
     let (mut done, mut asked) = (0, 0);
-    for seed in 0..24 {
-        let ops = both_can(seed, 100);
+    for seed in seeds {
+        let ops = both_can(seed, 100, huge);
         asked += ops.len();
-        done += agrees(&ops, &[Scheme::PerPage, Scheme::Total]);
+        done += agrees(&ops, &SCHEMES);
     }
-    assert!(done * 2 > asked, "Linux did {done} of {asked} operations");
+    // Linux refuses a move of what it has not joined to one vma, or takes other folios: the rest of such a history is left out.
+    assert!(done * 2 > asked, "both did {done} of {asked} operations alike");
+}
+
+#[test]
+fn histories_of_small_pages() {
+    histories(0..10, false);
+}
+
+#[test]
+fn histories_with_huge_pages() {
+    histories(100..108, true);
 }

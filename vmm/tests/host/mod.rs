@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use quire::trace::encode::{decode, encode};
 use quire::trace::{Advice, Backing, ObjectKind, Op, Prot};
@@ -53,6 +55,8 @@ pub struct HostFolio {
     pub total: u64,
     /// Processes that map some of it.
     pub owners: u64,
+    /// Whether it had more than two owners at a time once.
+    pub was_crowded: bool,
 }
 
 /// A vma of `/proc/PID/smaps`, in pages.
@@ -189,7 +193,8 @@ impl Host {
                     if word & PRESENT != 0 {
                         let pfn = word & PFN;
                         assert_ne!(pfn, 0, "pagemap hides frames");
-                        let folio = HostFolio { head: pfn, pages: 1, first: 0, total: 0, owners: 0 };
+                        let folio =
+                            HostFolio { head: pfn, pages: 1, first: 0, total: 0, owners: 0, was_crowded: false };
                         let (exclusive, is_file) = (word & EXCLUSIVE != 0, word & FILE_PAGE != 0);
                         let count = word_of(&self.counts, pfn);
                         pages.insert(page, HostPage { pfn, exclusive, is_file, count, folio });
@@ -279,8 +284,10 @@ fn pair() -> (OwnedFd, OwnedFd) {
 fn object_of(kind: ObjectKind, pages: u64) -> OwnedFd {
     let file = match kind {
         ObjectKind::File => {
-            let name = format!("{}/object-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
-            let file = File::options().create(true).truncate(true).read(true).write(true).open(&name).unwrap();
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Relaxed);
+            let name = format!("{}/object-{}-{number}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+            let file = File::options().create_new(true).read(true).write(true).open(&name).unwrap();
             fs::remove_file(name).unwrap();
             file
         }
