@@ -3,9 +3,11 @@
 mod world;
 
 use quire::addr::{Order, Pfn};
+use quire::audit::Recount;
 use quire::mapcount::{Accounting, Answer, MmOwner, None, PerLevel, PerPage, Scheme, Share, Total, UnderScheme, Vmas};
-use quire::model::Machine;
-use quire::space::{LargeFolios, Manager, Map, Policy, SpaceId};
+use quire::memory::{FlushScope, Frame, Memory, Tlb};
+use quire::model::{EmulatedMemory, Machine};
+use quire::space::{Access, LargeFolios, Manager, Map, Policy, SpaceId};
 use quire::stats::{Fill, NumaMap, PagemapEntry, Smaps};
 use quire::trace::{ObjectKind, Prot};
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
@@ -344,6 +346,57 @@ fn the_parts_of_rss_add_up() {
     for scheme in Scheme::EACH {
         scheme.run(PartsAddUp);
     }
+}
+
+/// Memory of several CPUs, whose MMUs cache nothing.
+struct Cpus(EmulatedMemory);
+
+impl Memory for Cpus {
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        self.0.frame(pfn)
+    }
+}
+
+impl Tlb for Cpus {
+    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
+}
+
+/// Readers hold the space shared, and hurt no count; what they say of a page was so at one moment.
+#[test]
+fn readers_run_beside_faults() {
+    fn check<A: Accounting>(fill: Fill) {
+        const PAGES: u64 = 2048;
+        let cpus = Cpus(EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES)));
+        let manager = Manager::<_, A>::new(&cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, sixteen()).unwrap();
+        let first = manager.create_space().unwrap();
+        manager.map(first, at(BASE), PAGES, RW, Map::Anon).unwrap();
+        let store = |space| (BASE..BASE + PAGES).for_each(|page| drop(manager.fault(space, at(page), Access::Write)));
+        store(first);
+        let second = manager.fork(first).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| store(second));
+            while !writer.is_finished() {
+                for space in [first, second] {
+                    let smaps = manager.smaps_rollup(space, fill);
+                    assert_eq!(smaps.rss, PAGES, "a page that is copied is there all the while");
+                    let parts = four(&smaps).into_iter().reduce(quire::stats::sum).unwrap();
+                    assert!(parts.value().is_none_or(|pages| pages == smaps.rss), "{}", A::NAME);
+                }
+                manager.pagemap(first, BASE..BASE + 64, fill, |_, entry| assert!(!entry.is_file));
+                assert!(manager.meminfo().page_tables > 0);
+            }
+        });
+        let audit = Recount::new(Pfn::new(FRAMES), Pfn::new(0), FRAMES).run(&manager);
+        assert_eq!(audit.mismatches, 0, "{}: {:?}", A::NAME, audit.first);
+        manager.destroy_space(first);
+        manager.destroy_space(second);
+        assert!(manager.trim());
+    }
+    check::<PerPage>(Fill::Scheme);
+    check::<Total>(Fill::Scheme);
+    check::<PerLevel>(Fill::Scheme);
+    check::<Vmas>(Fill::Scheme);
+    check::<None>(Fill::Walk);
 }
 
 #[test]

@@ -145,8 +145,8 @@ impl Host {
         // SAFETY: the child only makes system calls and touches memory that it has mapped itself, until it ends.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            // SAFETY: the child's own copies; without them it sees the end of its socket when this process is gone.
             for fd in ours {
+                // SAFETY: the child's own copies; without them it sees the end of its socket when this process is gone.
                 unsafe { libc::close(fd) };
             }
             serve(&channels, proc as usize, &objects);
