@@ -370,7 +370,11 @@ fn readers_run_beside_faults() {
         let manager = Manager::<_, A>::new(&cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, sixteen()).unwrap();
         let first = manager.create_space().unwrap();
         manager.map(first, at(BASE), PAGES, RW, Map::Anon).unwrap();
-        let store = |space| (BASE..BASE + PAGES).for_each(|page| drop(manager.fault(space, at(page), Access::Write)));
+        let store = |space| {
+            for page in BASE..BASE + PAGES {
+                manager.fault(space, at(page), Access::Write).unwrap();
+            }
+        };
         store(first);
         let second = manager.fork(first).unwrap();
         std::thread::scope(|scope| {

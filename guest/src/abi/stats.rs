@@ -156,7 +156,7 @@ pub fn write<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>, mut put: i
     }
 }
 
-/// What [`write`] wrote.
+/// What [`write()`] wrote.
 #[derive(Clone, Debug)]
 pub struct Stats<'a> {
     words: &'a [u64],
@@ -184,7 +184,7 @@ pub struct VmaStats {
 }
 
 impl<'a> Stats<'a> {
-    /// Over the words; `None` if they are not what [`write`] writes, or if it wrote nothing.
+    /// Over the words; `None` if they are not what [`write()`] writes, or if it wrote nothing.
     #[must_use]
     pub fn new(words: &'a [u64]) -> Option<Self> {
         let stats = Self { words };

@@ -2,7 +2,7 @@
 //! `/proc/kpagecount`, for any tenant and under any scheme.
 //!
 //! Names and rules are Linux's (Documentation/filesystems/proc.rst, admin-guide/mm/pagemap.rst, admin-guide/mm/numa_memory_policy.rst;
-//! `fs/proc/task_mmu.c`); what depends on mapcounts is what the scheme answers (SCHEMES.md, answers), with how sure it is: an [`Answer`]
+//! `fs/proc/task_mmu.c`); what depends on mapcounts is what the scheme answers (SCHEMES.md, answers), with how sure it is: an [`Answer`](crate::mapcount::Answer)
 //! whose value is missing where the scheme cannot tell. All amounts are pages of 4 KiB.
 //!
 //! A reader holds the space shared: faults go on meanwhile, so that vmas, and tables of one vma, are seen one after the other. Where the scheme has
