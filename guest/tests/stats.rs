@@ -2,6 +2,8 @@
 
 mod world;
 
+use quire::abi::results::STATS_WORDS;
+use quire::abi::stats;
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{Accounting, Answer, MmOwner, None, PerLevel, PerPage, Scheme, Share, Total, UnderScheme, Vmas};
@@ -401,6 +403,29 @@ fn readers_run_beside_faults() {
     check::<PerLevel>(Fill::Scheme);
     check::<Vmas>(Fill::Scheme);
     check::<None>(Fill::Walk);
+}
+
+#[test]
+fn what_finds_no_room_on_the_way_out_is_counted() {
+    world::<Total>(SMALL, |world| {
+        let (one, many) = (world.anon(3), world.space());
+        world.write(one, BASE + 1, 7);
+        const VMAS: u64 = 4000;
+        (0..VMAS).for_each(|i| world.map(many, BASE + 2 * i, 1, RW, Map::Anon));
+        world.write(many, BASE + 2 * (VMAS - 1), 7);
+        let mut words = vec![0; STATS_WORDS];
+        stats::write(&world.manager, |index, word| words[index] = word);
+        let read = stats::Stats::new(&words).unwrap();
+        assert_eq!(read.meminfo(), world.manager.meminfo());
+        let tenants: Vec<_> = read.tenants().collect();
+        assert_eq!(tenants, [one, many].map(|space| (u64::from(space.raw()), rollup(world, space))));
+        let vmas: Vec<_> = read.vmas().collect();
+        assert_eq!((vmas[0].space, vmas[0].start, vmas[0].smaps), (u64::from(one.raw()), BASE, rollup(world, one)));
+        assert!(vmas.len() > 3000);
+        assert_eq!(read.left_out(), (0, 1 + VMAS - vmas.len() as u64));
+        assert!(stats::Stats::new(&[0; STATS_WORDS]).is_none(), "nothing was written");
+        assert!(stats::Stats::new(&words[..1000]).is_none(), "it was cut off");
+    });
 }
 
 #[test]
