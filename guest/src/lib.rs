@@ -61,7 +61,7 @@
 //!                 trace        operations of a workload, their text form, replay
 //!                   │
 //!                   v
-//!                 audit        the recount of every leaf
+//!             audit, stats     the recount of every leaf; smaps and its kin
 //!                   │
 //!                   v
 //!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
@@ -99,5 +99,6 @@ pub mod memory;
 pub mod model;
 pub mod page_table;
 pub mod space;
+pub mod stats;
 pub mod sync;
 pub mod trace;

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 10] = [
     &["page_table", "folio"],
     &["mapcount"],
     &["space"],
-    &["audit"],
+    &["audit", "stats"],
     &["trace"],
     &["abi"],
     &["model"],

@@ -116,6 +116,10 @@ struct RunArgs {
     /// Seed of the words that tenants store
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Print what the tenants have mapped at the checkpoint with the most leaves, as smaps_rollup of each and meminfo; or smaps of every vma. JSON has
+    /// both anyway
+    #[arg(long, value_name = "rollup|smaps", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "rollup")]
+    stats: Option<StatsText>,
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     json: Option<Option<PathBuf>>,
@@ -139,6 +143,14 @@ enum Stage2 {
     Ept,
     /// SVM.
     Npt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StatsText {
+    /// A line for each tenant.
+    Rollup,
+    /// And one for each of its vmas.
+    Smaps,
 }
 
 #[derive(Args, Debug)]
@@ -200,7 +212,7 @@ pub fn main() -> ExitCode {
         Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Schemes(args)) => {
             let schemes = schemes::examine();
-            show(&schemes, args.json.as_ref()).map(|()| ExitCode::SUCCESS)
+            show(&schemes, &schemes.to_string(), args.json.as_ref()).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Explain(args)) => explain(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Doctor) => print(&doctor::examine().to_string()).map(|()| ExitCode::SUCCESS),
@@ -272,7 +284,11 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     config.backend = backend;
     let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
     let report = Report::new(&workload, &config, &measured, Host::here());
-    show(&report, args.json.as_ref())?;
+    let text = match (args.stats, &report.stats) {
+        (Some(how), Some(stats)) => format!("{report}{}", stats.text(how == StatsText::Smaps)),
+        _ => report.to_string(),
+    };
+    show(&report, &text, args.json.as_ref())?;
     if measured.passed {
         return Ok(ExitCode::SUCCESS);
     }
@@ -302,15 +318,15 @@ fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints `report` as text, or as JSON; or writes the JSON to a file beside the text.
-fn show<R: Serialize + std::fmt::Display>(report: &R, json: Option<&Option<PathBuf>>) -> Result<(), Error> {
-    let text = || serde_json::to_string(report).map(|json| json + "\n").map_err(|error| Error::Exit(error.to_string()));
+/// Prints `report` as `text`, or as JSON; or writes the JSON to a file beside the text.
+fn show(report: &impl Serialize, text: &str, json: Option<&Option<PathBuf>>) -> Result<(), Error> {
+    let line = || serde_json::to_string(report).map(|json| json + "\n").map_err(|error| Error::Exit(error.to_string()));
     match json {
-        Some(None) => return print(&text()?),
-        Some(Some(file)) => write(file, text()?.as_bytes())?,
+        Some(None) => return print(&line()?),
+        Some(Some(file)) => write(file, line()?.as_bytes())?,
         None => {}
     }
-    print(&report.to_string())
+    print(text)
 }
 
 fn explain(args: &ExplainArgs) -> Result<(), Error> {

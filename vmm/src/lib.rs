@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod memory_stats;
 mod progress;
 pub mod record;
 pub mod replay;

@@ -12,6 +12,7 @@ use quire::trace::{Event, look};
 use serde::Serialize;
 
 use crate::doctor::Host;
+use crate::memory_stats::MemoryStats;
 use crate::replay::{Backend, Config, Measured};
 use crate::workload::Workload;
 
@@ -227,6 +228,8 @@ pub struct Report {
     pub metadata: Metadata,
     /// What the scheme knew.
     pub known: Known,
+    /// What the tenants had mapped at the checkpoint with the most leaves.
+    pub stats: Option<MemoryStats>,
     /// What was compared.
     pub audit: Audit,
     /// Stage 2 of tenant VMs: there are none yet.
@@ -326,6 +329,7 @@ impl Report {
                 partial: found.partial,
                 said_partial: found.said_partial,
             },
+            stats: MemoryStats::new(&measured.memory_stats),
             audit: Audit {
                 recounts: w[word::AUDITS],
                 checks: w[word::CHECKS],

@@ -221,6 +221,8 @@ pub struct Outcome {
     pub words: Vec<u64>,
     /// The faults that were timed, in order.
     pub samples: Vec<Sample>,
+    /// The words of [`abi::stats`](mod@quire::abi::stats).
+    pub memory_stats: Vec<u64>,
     /// The log.
     pub log: String,
     /// The panic's line.
@@ -365,7 +367,7 @@ fn serve(
 
 /// A text of the results region at `at`: where it begins, and the word that holds its length.
 fn text(memory: &Memory, at: u64, offset: u64, length: usize) -> Result<String, Error> {
-    let bytes = memory.read(at + 8 * length as u64)?.min(results::REGION_BYTES - offset);
+    let bytes = memory.read(at + 8 * length as u64)?.min(results::STATS_OFFSET - offset);
     Ok(String::from_utf8_lossy(&memory.read_bytes(at + offset, bytes as usize)?).into_owned())
 }
 
@@ -384,10 +386,12 @@ fn collect(memory: &Memory, place: &Placement) -> Result<Outcome, Error> {
     let count = words[results::SAMPLES].min(place.samples_capacity);
     let samples = memory.read_words(place.samples, count as usize)?;
     let samples = samples.into_iter().filter_map(Sample::decode).collect();
+    let memory_stats = memory.read_words(at + results::STATS_OFFSET, results::STATS_WORDS)?;
     Ok(Outcome {
         status,
         words,
         samples,
+        memory_stats,
         log,
         panic: (!panic.is_empty()).then(|| panic.trim_end().to_owned()),
         timings: Timings::default(),

@@ -44,6 +44,76 @@ fn a_run_prints_json_that_others_can_read() {
 }
 
 #[test]
+fn the_stats_of_tenants_add_up_under_every_scheme() {
+    use quire::mapcount::Scheme;
+    for scheme in Scheme::EACH {
+        let output = quire(&["run", "--backend", "model", "--scheme", scheme.name(), "--json"]);
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let (stats, known) = (&json["stats"], &json["known"]);
+        let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{scheme}: {value}"));
+        for field in ["mem_total", "mem_free", "page_tables"] {
+            assert!(number(&stats["meminfo"][field]) > 0, "{scheme}: {field}");
+        }
+        assert_eq!((number(&stats["more_tenants"]), number(&stats["more_vmas"])), (0, 0));
+        let tenants = stats["tenants"].as_array().unwrap();
+        assert!(tenants.len() > 1, "the trace forks");
+        let (mut rss, mut pss) = (0, Some(0.0));
+        for tenant in tenants {
+            let (rollup, vmas) = (&tenant["rollup"], tenant["vmas"].as_array().unwrap());
+            assert!(!vmas.is_empty());
+            for field in ["size", "rss", "anonymous", "anon_huge_pages", "file_pmd_mapped", "referenced"] {
+                let sum: u64 = vmas.iter().map(|vma| number(&vma[field])).sum();
+                assert_eq!(number(&rollup[field]), sum, "{scheme}: {field}");
+            }
+            let parts =
+                ["shared_clean", "shared_dirty", "private_clean", "private_dirty"].map(|part| rollup[part].as_u64());
+            if let Some(parts) = parts.into_iter().sum::<Option<u64>>() {
+                assert_eq!(parts, number(&rollup["rss"]), "{scheme}");
+            }
+            for (field, how) in [("pss", "pss"), ("private_clean", "clean"), ("shared_dirty", "dirty")] {
+                let is_told = matches!(rollup["how"][how].as_str().unwrap(), "exact" | "errs" | "about");
+                assert_eq!(rollup[field].is_null(), !is_told, "{scheme}: {field}");
+            }
+            rss += number(&rollup["rss"]);
+            pss = pss.zip(rollup["pss"].as_f64()).map(|(sum, pss)| sum + pss);
+        }
+        let distinct = number(&known["mapped_pages"]);
+        assert!(rss > distinct, "{scheme}: something is shared");
+        match scheme {
+            Scheme::PerPage | Scheme::FullPartial => {
+                // Each share is rounded down, by less than 2^-24 pages.
+                let pss = pss.unwrap();
+                assert!(pss <= distinct as f64 && distinct as f64 - pss < 0.01, "{scheme}: {pss} of {distinct}");
+            }
+            Scheme::None => {
+                assert_eq!(pss, None);
+                assert!(stats["meminfo"]["anon_pages"].is_null());
+                assert_eq!(stats["meminfo"]["how"]["mapped"], "walk");
+            }
+            _ => {}
+        }
+        let said = stats["meminfo"]["anon_pages"].as_u64().zip(stats["meminfo"]["mapped"].as_u64());
+        if let Some((anon, mapped)) = said {
+            assert_eq!(Some(anon + mapped), known["said_mapped_pages"].as_u64(), "{scheme}");
+            assert!(anon + mapped >= distinct, "{scheme}");
+        }
+    }
+}
+
+#[test]
+fn stats_are_printed_when_they_are_asked_for() {
+    let text = |arguments: &[&str]| {
+        let output = quire(&[&["run", "--backend", "model"], arguments].concat());
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (plain, rollup, smaps) = (text(&[]), text(&["--stats"]), text(&["--stats=smaps"]));
+    assert!(!plain.contains("AnonPages") && rollup.contains("AnonPages"));
+    assert!(!rollup.contains("mapmax") && smaps.contains("mapmax"));
+    assert!(text(&["--stats", "--scheme", "none"]).contains("AnonPages -, Mapped -"));
+}
+
+#[test]
 fn json_goes_to_a_file_beside_the_text() {
     let file = scratch("result.json", b"");
     let output = quire(&["run", "--backend", "model", &format!("--json={}", file.display())]);

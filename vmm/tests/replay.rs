@@ -7,6 +7,7 @@ use quire::abi::replay::word;
 use quire::addr::Level;
 use quire::mapcount::Scheme;
 use quire_fixtures::history;
+use quire_vmm::memory_stats::MemoryStats;
 use quire_vmm::replay::{Backend, Config, Measured, Ring, replay};
 use quire_vmm::workload::Workload;
 
@@ -92,6 +93,8 @@ fn a_vm_and_this_process_do_the_same() {
         for index in [FAULTS, VERIFIED, KNOWN_ZERO, CLEARED, COPIED, SPLITS, ADDS, SUBS] {
             assert_eq!(vm.words[index], here.words[index], "seed {seed}, word {index}");
         }
+        let [vm, here] = [vm, here].map(|run| MemoryStats::new(&run.memory_stats).unwrap().tenants);
+        assert_eq!(vm, here, "seed {seed}: what the tenants have mapped");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Indices and offsets of the results region, which the kernel writes and the VMM reads.
 //!
-//! Words first (one page), then the panic text, the audit list, and the log up to the region's end.
+//! Words first (one page), then the panic text, the audit list, the log, and the words of [`stats`](mod@super::stats) up to the region's end.
 
 /// How the run stands, one of [`status`](mod@status).
 pub const STATUS: usize = 0;
@@ -47,6 +47,12 @@ pub const AUDIT_OFFSET: u64 = 0x2000;
 pub const AUDIT_PAIRS: u64 = 1024;
 /// Where the log begins.
 pub const LOG_OFFSET: u64 = AUDIT_OFFSET + 16 * AUDIT_PAIRS;
+/// Room for it.
+pub const LOG_CAPACITY: u64 = STATS_OFFSET - LOG_OFFSET;
+/// Where the words of [`stats`](mod@super::stats) begin.
+pub const STATS_OFFSET: u64 = 0x8_0000;
+/// How many fit.
+pub const STATS_WORDS: usize = ((REGION_BYTES - STATS_OFFSET) / 8) as usize;
 /// Length of the whole region.
 pub const REGION_BYTES: u64 = 0x10_0000;
 
@@ -68,4 +74,4 @@ pub mod status {
 const _: () = assert!(REQUEST + REQUEST_COUNT <= GENERAL);
 const _: () = assert!(8 * (GENERAL + GENERAL_COUNT) as u64 <= PANIC_OFFSET);
 const _: () = assert!(PANIC_OFFSET + PANIC_CAPACITY <= AUDIT_OFFSET);
-const _: () = assert!(LOG_OFFSET < REGION_BYTES);
+const _: () = assert!(LOG_OFFSET < STATS_OFFSET && STATS_OFFSET < REGION_BYTES);

@@ -125,6 +125,10 @@ impl<U: Unit> Large for FirstLast<U> {
         }
     }
 
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Cannot
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         Answer::Exact(count(t).get() > 0)
     }

@@ -207,6 +207,14 @@ impl Large for FullPartial {
         }
     }
 
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        Answer::Exact(pages)
+    }
+
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Cannot
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         Answer::Exact(FullPartial::counters(t).regions() > 0)
     }

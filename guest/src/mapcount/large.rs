@@ -40,6 +40,12 @@ pub trait Large: Copy + fmt::Debug + Send + Sync + 'static {
     fn region_merge<M: Memory>(_t: &Target<'_, M>, _sides: Sides) {}
     fn relearn<M: Memory>(_t: &Target<'_, M>, _owner: u32, _leaves: impl FnOnce() -> u64) {}
 
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        Answer::Errs(pages)
+    }
+    fn said_huge(pages: u64) -> Answer<u64> {
+        Answer::Exact(pages)
+    }
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
     fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         Self::leaves(t).map(|leaves| leaves == 1)
@@ -143,6 +149,14 @@ impl<S: Large> Accounting for S {
         if t.small.is_none() {
             <S as Large>::relearn(t, owner, leaves);
         }
+    }
+
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        <S as Large>::said_mapped(pages)
+    }
+
+    fn said_huge(pages: u64) -> Answer<u64> {
+        <S as Large>::said_huge(pages)
     }
 
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {

@@ -186,6 +186,14 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool>;
     /// Q4: may a write fault of its only owner, who has lost the exclusive bit, reuse the folio? `refs` is its reference count. Errs to no.
     fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool>;
+    /// How sure a sum of [`Delta::mapped`] is: what AnonPages and Mapped say (Q12). Errs to more.
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        Answer::Errs(pages)
+    }
+    /// Likewise of [`Delta::huge`] (Q13).
+    fn said_huge(pages: u64) -> Answer<u64> {
+        Answer::Exact(pages)
+    }
     /// Q5: how many leaves map page `page` (kpagecount)? Their largest over the pages of a range is numa_maps' mapmax (Q7).
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64>;
     /// Q8, Q11: is page `page`, which `owner` maps, mapped by this one leaf only (pagemap's exclusive bit; Private_* of smaps and Uss)?

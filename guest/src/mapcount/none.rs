@@ -32,6 +32,13 @@ impl Accounting for None {
     fn show<M: Memory>(_t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
         out.write_str("nothing")
     }
+
+    fn said_mapped(_pages: u64) -> Answer<u64> {
+        Answer::Walk
+    }
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Walk
+    }
     fn mapped<M: Memory>(_t: &Target<'_, M>) -> Answer<bool> {
         Answer::Walk
     }

@@ -109,6 +109,12 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         A::show(&Self::first(t), out)
     }
 
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        A::said_mapped(pages)
+    }
+    fn said_huge(pages: u64) -> Answer<u64> {
+        A::said_huge(pages)
+    }
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         A::mapped(&Self::first(t))
     }

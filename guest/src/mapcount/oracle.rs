@@ -131,6 +131,14 @@ impl Accounting for Oracle {
         }
     }
 
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        Answer::Exact(pages)
+    }
+
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Cannot
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         Answer::Exact(Self::told_leaves(t) > 0)
     }

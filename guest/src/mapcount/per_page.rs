@@ -206,6 +206,10 @@ impl Large for PerPage {
         delta
     }
 
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        Answer::Exact(pages)
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         Answer::Exact(leaves(t) > 0)
     }

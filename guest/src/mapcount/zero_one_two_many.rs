@@ -103,6 +103,14 @@ impl Accounting for ZeroOneTwoMany {
         state(t).update(|_| regions.min(u64::from(MANY)) as u32);
     }
 
+    fn said_mapped(_pages: u64) -> Answer<u64> {
+        Answer::Cannot
+    }
+
+    fn said_huge(_pages: u64) -> Answer<u64> {
+        Answer::Cannot
+    }
+
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
         match state(t).get() {
             MANY => Answer::Errs(true),

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::Machine;
 use crate::abi::checksum;
 use crate::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
-use crate::abi::results::GENERAL_COUNT;
+use crate::abi::results::{GENERAL_COUNT, STATS_WORDS};
 use crate::abi::sample::Sample;
 use crate::addr::{Gva, Order};
 use crate::mapcount::Accounting;
@@ -25,6 +25,8 @@ pub struct ModelTenant<'m> {
     clock: fn() -> u64,
     /// The words of [`abi::replay`](mod@crate::abi::replay).
     pub words: Vec<u64>,
+    /// The words of [`abi::stats`](mod@crate::abi::stats).
+    pub stats: Vec<u64>,
     /// Timed faults and events, in ticks of the clock: the manager's part alone, as there is no trap.
     pub samples: Vec<Sample>,
     /// Lines said.
@@ -35,7 +37,15 @@ impl<'m> ModelTenant<'m> {
     /// A tenant that stores stamps of `seed` and times with `clock`.
     #[must_use]
     pub fn new(machine: &'m Machine, seed: u64, clock: fn() -> u64) -> Self {
-        Self { machine, seed, clock, words: vec![0; GENERAL_COUNT], samples: Vec::new(), log: String::new() }
+        Self {
+            machine,
+            seed,
+            clock,
+            words: vec![0; GENERAL_COUNT],
+            stats: vec![0; STATS_WORDS],
+            samples: Vec::new(),
+            log: String::new(),
+        }
     }
 
     fn fault<A: Accounting>(
@@ -125,6 +135,10 @@ impl<A: Accounting> Site<&Machine, A> for ModelTenant<'_> {
 
     fn raise(&mut self, index: usize, value: u64) {
         self.words[index] = self.words[index].max(value);
+    }
+
+    fn stat(&mut self, index: usize, value: u64) {
+        self.stats[index] = value;
     }
 
     fn say(&mut self, line: fmt::Arguments<'_>) {

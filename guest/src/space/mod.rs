@@ -53,7 +53,7 @@ use crate::mapcount::{
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part, Tables};
 use crate::sync::tally::{Call, counting};
-use crate::sync::{WordGuard, lock_word};
+use crate::sync::{ReadGuard, WordGuard, lock_word, read_lock};
 
 /// One past the last page number of a tenant.
 pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
@@ -118,6 +118,8 @@ pub struct Statistics {
     pub file_mapped: Signed,
     /// Likewise by huge leaves (AnonHugePages, FilePmdMapped).
     pub huge_mapped: Signed,
+    /// Of these, the pages of file folios (FilePmdMapped).
+    pub file_huge_mapped: Signed,
     /// Frames that had to be cleared because they were not known to be zero.
     pub cleared: AtomicU64,
     /// Frames handed out that were known to be zero.
@@ -353,6 +355,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.space(id).rss.load(Relaxed)
     }
 
+    /// Holds a space shared: its vmas and tables stand as they are, while faults go on.
+    pub(crate) fn hold(&self, id: SpaceId) -> ReadGuard<'_> {
+        read_lock(self.space(id).lock)
+    }
+
     /// Address spaces that exist.
     pub fn spaces(&self) -> impl Iterator<Item = SpaceId> + '_ {
         let end = if self.spaces.in_use() == 0 { 1 } else { self.spaces.end() };
@@ -436,7 +443,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(())
     }
 
-    fn put(&self, folio: Folio<'_>, refs: u32) {
+    pub(crate) fn put(&self, folio: Folio<'_>, refs: u32) {
         if folio.put(refs) {
             self.free_folio(folio);
         }
@@ -459,6 +466,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             stat.add(delta.mapped);
         }
         self.statistics.huge_mapped.add(delta.huge);
+        if !folio.is_anon() {
+            self.statistics.file_huge_mapped.add(delta.huge);
+        }
     }
 
     /// What else `vma` maps of `folio` than the entries `batch` themselves, which are indexes, as far as the scheme wants to know.
@@ -503,7 +513,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Lets the scheme learn how many leaves `vma` has of `folio`, if it wants to. The caller holds the space.
-    fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
+    pub(crate) fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
         A::relearn(&self.counts(folio), vma.space().0, || {
             let window = vma.window(folio, 0..PAGES_END);
             self.space(vma.space()).table().count_of(self, window, folio.head()..folio.end()).leaves

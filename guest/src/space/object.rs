@@ -104,6 +104,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.object(id.0).pages.load(Relaxed)
     }
 
+    /// Whether object `number` is shared memory, not a file.
+    pub(crate) fn is_shmem(&self, number: u32) -> bool {
+        self.object(number).contents.load(Relaxed) == 0
+    }
+
     pub(super) fn object(&self, number: u32) -> Object<'_> {
         let words = self.objects.get(&self.frames, number);
         Object {

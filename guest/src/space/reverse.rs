@@ -184,6 +184,33 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(leaves)
     }
 
+    /// How many leaves map page `page` of the folio, by a walk over the vmas of its object. Exact at one moment of the call.
+    ///
+    /// # Errors
+    /// [`SpaceBusy`]: not every space could be looked at.
+    pub fn page_leaves_by_walk(&self, folio: Folio<'_>, page: u64) -> Result<u64, SpaceBusy> {
+        let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(0) };
+        let index = folio.mapping().index + page;
+        let (mut held, mut result) = (0, Ok(0));
+        for vma in self.vmas_of(&object, folio.is_anon()) {
+            let space = self.space(vma.space());
+            if !try_read(space.lock) {
+                result = Err(SpaceBusy(space.id));
+                break;
+            }
+            held += 1;
+            if (vma.offset()..vma.offset() + vma.pages()).contains(&index) {
+                let at = vma.start() + (index - vma.offset());
+                let found = space.table().count_of(self, at..at + 1, folio.head()..folio.end());
+                result = result.map(|leaves| leaves + found.leaves);
+            }
+        }
+        for vma in self.vmas_of(&object, folio.is_anon()).take(held) {
+            end_read(self.space(vma.space()).lock);
+        }
+        result
+    }
+
     /// Whether two different owners map the folio, by a walk that stops at the second.
     ///
     /// # Errors

@@ -55,6 +55,14 @@ impl VmaFlags {
     /// Tracking class [`Mixed`](Tracking::Mixed).
     pub const MIXED: Self = Self(1 << 9);
 
+    /// As a number, for whoever has them shown elsewhere.
+    pub(crate) const fn raw(self) -> u32 {
+        self.0
+    }
+    /// The flags of a number.
+    pub(crate) const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
     /// All of both.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::{Event, Op, Replay, ReplayError, Tenant, encode, look};
 use crate::abi::OP_WORDS;
 use crate::abi::replay::{self as words, word};
+use crate::abi::stats;
 use crate::addr::Pfn;
 use crate::audit::{Audit, Recount};
 use crate::mapcount::Accounting;
@@ -24,6 +25,9 @@ pub trait Site<M, A>: Tenant<M, A> {
 
     /// Raises one of the words to `value` if it is lower.
     fn raise(&mut self, index: usize, value: u64);
+
+    /// Sets one of the [`STATS_WORDS`](crate::abi::results::STATS_WORDS) words of [`abi::stats`](mod@crate::abi::stats).
+    fn stat(&mut self, index: usize, value: u64);
 
     /// Says one line.
     fn say(&mut self, line: fmt::Arguments<'_>);
@@ -82,6 +86,8 @@ impl Session<'_> {
                 if found.leaves >= most_leaves {
                     most_leaves = found.leaves;
                     note_knowledge(manager, &found, site);
+                    // Behind the rest: a scheme may learn from being read.
+                    stats::write(manager, |index, word| site.stat(index, word));
                 }
             }
         }

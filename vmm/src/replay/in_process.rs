@@ -56,6 +56,7 @@ impl UnderScheme for InProcess<'_> {
             loops_ns: None,
             words: tenant.words,
             samples: tenant.samples,
+            memory_stats: tenant.stats,
             samples_lost: 0,
             tick_ns: 1.0,
             bracket_ns: 0.0,

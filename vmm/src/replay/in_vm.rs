@@ -74,6 +74,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         timings: Some(outcome.timings),
         exits: outcome.exits,
         samples: outcome.samples,
+        memory_stats: outcome.memory_stats,
         log: outcome.log,
         stats: outcome.stats,
     })

@@ -173,6 +173,8 @@ pub struct Measured {
     pub loops_ns: Option<(f64, f64)>,
     /// The words of [`abi::replay`](mod@quire::abi::replay).
     pub words: Vec<u64>,
+    /// What the tenants had mapped at the checkpoint with the most leaves: the words of [`abi::stats`](mod@quire::abi::stats).
+    pub memory_stats: Vec<u64>,
     /// Timed faults and events.
     pub samples: Vec<Sample>,
     /// Samples that found no room.

@@ -1,5 +1,5 @@
 //! What a test needs of the host. Without it the test is skipped with a line that says why, unless the environment
-//! variable `QUIRE_REQUIRE` lists the need (`kvm,perf,qemu,bochs`): then the test fails.
+//! variable `QUIRE_REQUIRE` lists the need (`kvm,perf,qemu,bochs,linux`): then the test fails.
 
 use std::path::PathBuf;
 
@@ -43,4 +43,41 @@ fn program(what: &str, name: &str) -> Option<PathBuf> {
     let found = quire_vmm::doctor::find_program(name);
     let missing = found.is_none().then(|| format!("{name} is not installed"));
     met(what, missing).then_some(found).flatten()
+}
+
+/// A Linux whose `/proc` tells of every page how often it is mapped, with huge pages where they are asked for and of no other size.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub fn linux() -> bool {
+    met("linux", linux_lacks())
+}
+
+fn linux_lacks() -> Option<String> {
+    use std::fs;
+    let selected = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.split(['[', ']']).nth(1).unwrap_or("nothing").to_owned()
+    };
+    for file in ["/proc/kpagecount", "/proc/kpageflags"] {
+        if let Err(error) = fs::File::open(file) {
+            return Some(format!("{file}: {error} (root may read it)"));
+        }
+    }
+    let packed = std::process::Command::new("gzip").args(["-dc", "/proc/config.gz"]).output();
+    let config = packed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    if !config.lines().any(|line| line == "CONFIG_PAGE_MAPCOUNT=y") {
+        return Some("/proc/config.gz does not say CONFIG_PAGE_MAPCOUNT=y".to_owned());
+    }
+    let huge = "/sys/kernel/mm/transparent_hugepage";
+    if !["madvise", "always"].contains(&selected(&format!("{huge}/enabled")).as_str()) {
+        return Some(format!("{huge}/enabled is not madvise"));
+    }
+    let sizes = fs::read_dir(huge).into_iter().flatten().flatten().map(|entry| entry.path());
+    for size in sizes.filter(|path| path.to_string_lossy().contains("/hugepages-")) {
+        let (is_pmd, choice) = (size.ends_with("hugepages-2048kB"), selected(&format!("{}/enabled", size.display())));
+        // The smallest size has no such file.
+        if ["never", "nothing"].contains(&choice.as_str()) == is_pmd {
+            return Some(format!("{}/enabled is {choice}", size.display()));
+        }
+    }
+    None
 }

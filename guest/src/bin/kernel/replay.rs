@@ -155,6 +155,10 @@ impl<'m, A: Accounting> Site<&'m Machine, A> for Touching<'_> {
         word.store(word.load(Relaxed).max(value), Relaxed);
     }
 
+    fn stat(&mut self, index: usize, value: u64) {
+        self.results.stat(index).store(value, Relaxed);
+    }
+
     fn say(&mut self, line: fmt::Arguments<'_>) {
         log!("{line}");
     }

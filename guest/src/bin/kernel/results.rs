@@ -66,6 +66,12 @@ impl Results {
         self.word(results::GENERAL + index)
     }
 
+    /// One of the words of [`abi::stats`](mod@quire::abi::stats), counted from 0.
+    pub fn stat(&self, index: usize) -> &'static AtomicU64 {
+        assert!(index < results::STATS_WORDS);
+        self.word(results::STATS_OFFSET as usize / 8 + index)
+    }
+
     /// Rings the doorbell and returns its answers.
     pub fn ring<const N: usize>(&self, command: u32, arguments: [u64; N]) -> [u64; results::REQUEST_COUNT] {
         let words = &self.region[results::REQUEST..][..results::REQUEST_COUNT];
@@ -155,7 +161,7 @@ pub struct Log;
 impl Write for Log {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if let Some(results) = Results::current() {
-            let capacity = results::REGION_BYTES - results::LOG_OFFSET;
+            let capacity = results::LOG_CAPACITY;
             results.append(results::LOG_OFFSET, capacity, results::LOG_BYTES, Some(results::LOG_LOST), text.as_bytes());
         }
         if TEXT.load(Relaxed) { Text.write_str(text) } else { Ok(()) }
