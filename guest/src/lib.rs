@@ -60,7 +60,7 @@
 //! ([`trace::Prot`], [`trace::Advice`], [`trace::ObjectKind`]) are those of traces, and `space` takes them from there.
 //!
 //! ```text
-//!     trace  ───────────────>  audit         operations of a workload, their text form, replay; the recount of every leaf
+//!     trace  ──> survey ────>  audit         operations of a workload, their text form, replay; what schemes answer; the recount of every leaf
 //!        │                       │
 //!        └──────────┬────────────┘
 //!                   v
@@ -97,5 +97,6 @@ pub mod memory;
 pub mod model;
 pub mod page_table;
 pub mod space;
+pub mod survey;
 pub mod sync;
 pub mod trace;

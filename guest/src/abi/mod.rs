@@ -23,6 +23,7 @@ pub mod replay;
 pub mod results;
 pub mod sample;
 mod start_tables;
+pub mod survey;
 
 pub use crate::trace::{STAMP_FACTOR, stamp};
 pub use boot::{BootError, BootInfo, flags, ring};

@@ -3,7 +3,7 @@
 //! The same in a VM and in process; what differs is the [`Site`].
 
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{Event, Replay, ReplayError, Tenant, encode};
 use crate::abi::OP_WORDS;
@@ -13,6 +13,7 @@ use crate::audit::{Audit, Recount};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::space::{FaultError, Manager, MapError};
+use crate::survey;
 
 /// Where a session runs: who touches memory, and where its findings go.
 pub trait Site<M, A>: Tenant<M, A> {
@@ -33,6 +34,9 @@ pub trait Site<M, A>: Tenant<M, A> {
     /// # Errors
     /// What was wrong.
     fn checkpoint(&mut self, manager: &Manager<M, A>) -> Result<(), &'static str>;
+
+    /// The words of a [survey](mod@crate::survey) at each checkpoint, if one is wanted.
+    fn survey(&self) -> Option<&[AtomicU64]>;
 
     /// Ticks spent on clearing frames so far.
     fn clear_ticks(&self) -> u64;
@@ -146,6 +150,9 @@ fn check<M: Memory + Tlb, A: Accounting>(
         return Err("the recount disagrees with the counts");
     }
     site.checkpoint(manager)?;
+    if let Some(words) = site.survey() {
+        survey::take(manager, recount, words);
+    }
     Ok(found)
 }
 

@@ -9,7 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use quire::abi::results::{self, status};
-use quire::abi::{ALIAS_BASE, BootInfo, bell, boot, sample::Sample};
+use quire::abi::{ALIAS_BASE, BootInfo, bell, boot, sample::Sample, survey};
 
 use crate::{cpu, touch};
 
@@ -64,6 +64,11 @@ impl Results {
     pub fn general(&self, index: usize) -> &'static AtomicU64 {
         assert!(index < results::GENERAL_COUNT);
         self.word(results::GENERAL + index)
+    }
+
+    /// The words of the survey.
+    pub fn survey(&self) -> &'static [AtomicU64] {
+        &self.region[results::SURVEY_OFFSET as usize / 8..][..survey::WORDS]
     }
 
     /// Rings the doorbell and returns its answers.
