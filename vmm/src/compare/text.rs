@@ -77,7 +77,7 @@ from the state for so many, right otherwise; walk, cannot: none ever";
 #[must_use]
 pub fn errors(comparison: &Comparison) -> (Vec<&'static str>, Vec<(&'static str, Vec<String>)>) {
     let heads = vec![
-        "Pss mean", "p99", "max", "no Pss", "Uss mean", "max", "f.shared", "f.excl", "missed", "anon x", "file x",
+        "Pss", "p99", "max", "no Pss", "Uss", "max", "shared", "f.excl", "missed", "anon x", "file x",
     ];
     let rows = comparison.schemes.iter().map(|row| {
         let q = &row.queries;
@@ -108,8 +108,8 @@ pub fn errors(comparison: &Comparison) -> (Vec<&'static str>, Vec<(&'static str,
 }
 
 /// What the table of errors means.
-pub const ERRORS_LEGEND: &str = "Pss, Uss: error of a process at a checkpoint, relative to its Pss and its Rss; no Pss: processes with a page of which the state \
-says no share; f.shared: folios of one owner that read as shared; f.excl: folios of several that read as exclusive; missed: partly mapped anonymous \
+pub const ERRORS_LEGEND: &str = "Pss, Uss: mean error of a process at a checkpoint, with its p99 and max, relative to its Pss and its Rss; no Pss: processes with a page of which the state \
+says no share; shared: folios of one owner that read as shared; f.excl: folios of several that read as exclusive; missed: partly mapped anonymous \
 folios not known as such; anon x, file x: pages counted as mapped for each that is";
 
 fn wrap(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
@@ -153,11 +153,11 @@ impl fmt::Display for Comparison {
 
         let (heads, rows) = errors(self);
         write!(f, "\n  {:<17}", "how far wrong")?;
-        heads.iter().try_for_each(|head| write!(f, "{head:>9}"))?;
+        heads.iter().try_for_each(|head| write!(f, "{head:>7}"))?;
         writeln!(f)?;
         for (name, cells) in rows {
             write!(f, "  {name:<17}")?;
-            cells.iter().try_for_each(|cell| write!(f, "{cell:>9}"))?;
+            cells.iter().try_for_each(|cell| write!(f, "{cell:>7}"))?;
             writeln!(f)?;
         }
         wrap(f, ERRORS_LEGEND)?;
