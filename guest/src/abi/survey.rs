@@ -106,7 +106,8 @@ pub const SPREAD: usize = 6 + BUCKETS;
 pub const BUCKETS: usize = 8 * 40 + 1;
 
 const TALLIES: usize = Question::EACH.len() * ORDERS * VERDICTS;
-const BLOCK: usize = TALLIES + 2 * SPREAD + 4;
+const BLOCK: usize = TALLIES + 2 * SPREAD + SAID;
+const SAID: usize = 5;
 
 /// Length of the whole.
 pub const WORDS: usize = TRUTH + SCHEMES * BLOCK;
@@ -129,7 +130,8 @@ pub const fn uss(scheme: usize) -> usize {
     pss(scheme) + SPREAD
 }
 
-/// Four words: pages said to be mapped, summed over the checkpoints, anonymous and other; the highest ratio to those that were, at any checkpoint, in 2^-20.
+/// Five words: pages said to be mapped, summed over the checkpoints, anonymous and other; the highest ratio of each to those that were, at any
+/// checkpoint, in 2^-20; and partly mapped anonymous folios that are known as such.
 #[must_use]
 pub const fn said(scheme: usize) -> usize {
     uss(scheme) + SPREAD

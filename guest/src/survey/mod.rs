@@ -109,6 +109,8 @@ impl<M: Memory + Tlb, A: Accounting> Survey<'_, M, A> {
             let about = answers.folio(truth.owner, refs);
             tally.folio(&about, &truth, anon, refs);
             sum(&mut said[kind][scheme], about.mapped_pages.value());
+            let known = about.partially_mapped.value() == Some(true) && anon && truth.distinct < pages;
+            add(&words[survey::said(scheme) + 4], u64::from(known));
             let mut largest = Answer::Exact(0);
             for page in 0..pages {
                 let count = answers.page(page, truth.owner).page_count;

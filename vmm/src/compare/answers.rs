@@ -165,7 +165,7 @@ pub struct Queries {
     pub false_shared: Option<f64>,
     /// Folios of several owners that read as exclusive.
     pub false_exclusive: u64,
-    /// Part of the partly mapped anonymous folios that are not known as such; nothing when there were none.
+    /// Part of the partly mapped anonymous folios that are not known as such; or told by a walk only; nothing when there were none.
     pub missed_partial: Option<f64>,
 }
 
@@ -257,10 +257,9 @@ impl Queries {
         let counts: BTreeMap<_, _> = Question::EACH.map(|question| (name(question), query(question))).into();
         let shared = counts[name(Question::Shared)].all;
         let alone = truth.sum(|row| row.folios - row.shared);
-        let partial = counts[name(Question::PartiallyMapped)].all;
         let partly = truth.sum(|row| row.partial);
         let says_pages = counts[name(Question::MappedPages)].all.unanswered() == 0;
-        let said = &words[survey::said(scheme)..];
+        let said = &words[survey::said(scheme)..][..5];
         let part = |part: u64, of: u64| (of > 0).then(|| part as f64 / of as f64);
         let inflation = |kind: usize, mapped| part(said[kind], mapped).filter(|_| says_pages);
         let highest = |kind: usize, mapped| (says_pages && mapped > 0).then(|| said[2 + kind] as f64 / ONE);
@@ -275,8 +274,8 @@ impl Queries {
             },
             false_shared: part(shared.more, alone).filter(|_| shared.unanswered() < shared.asked()),
             false_exclusive: shared.less,
-            // Who has no answer misses it too, but that is another column's.
-            missed_partial: part(partial.less, partly).filter(|_| partial.unanswered() < partial.asked()),
+            // Who has no answer misses it too.
+            missed_partial: part(partly - said[4], partly),
             counts,
         }
     }
