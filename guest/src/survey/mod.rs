@@ -166,9 +166,10 @@ fn larger(a: Answer<u64>, b: Answer<u64>) -> Answer<u64> {
         (Answer::Cannot, _) | (_, Answer::Cannot) => Answer::Cannot,
         (Answer::Walk, _) | (_, Answer::Walk) => Answer::Walk,
         (Answer::Exact(a), Answer::Exact(b)) => Answer::Exact(a.max(b)),
-        (Answer::Exact(a) | Answer::Errs(a) | Answer::About(a), Answer::Exact(b) | Answer::Errs(b) | Answer::About(b)) => {
-            Answer::About(a.max(b))
-        }
+        (
+            Answer::Exact(a) | Answer::Errs(a) | Answer::About(a),
+            Answer::Exact(b) | Answer::Errs(b) | Answer::About(b),
+        ) => Answer::About(a.max(b)),
     }
 }
 

@@ -89,9 +89,8 @@ impl Comparison {
 /// Those of a replay, and one that did not pass.
 pub fn compare(workload: &Workload, config: &Config, rounds: u64) -> Result<Comparison, Error> {
     let observing = Config { scheme: Scheme::All, survey: true, floor: 0, ..*config };
-    let measured = progress::during(&format!("asking every scheme about {}", workload.name), || {
-        replay(workload, &observing)
-    })?;
+    let measured =
+        progress::during(&format!("asking every scheme about {}", workload.name), || replay(workload, &observing))?;
     let host = Host::here();
     let report = Report::new(workload, &observing, &measured, host.clone());
     if !measured.passed {

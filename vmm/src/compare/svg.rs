@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 /// Colours that stay apart for most eyes (Tol, muted), for schemes in their order.
-pub const COLOURS: [&str; 10] = [
-    "#332288", "#117733", "#999999", "#cc6677", "#88ccee", "#ddaa33", "#aa4499", "#44aa99", "#882255", "#666633",
-];
+pub const COLOURS: [&str; 10] =
+    ["#332288", "#117733", "#999999", "#cc6677", "#88ccee", "#ddaa33", "#aa4499", "#44aa99", "#882255", "#666633"];
 
 /// Text made fit for markup.
 #[must_use]

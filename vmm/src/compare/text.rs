@@ -76,9 +76,7 @@ from the state for so many, right otherwise; walk, cannot: none ever";
 /// How far wrong the schemes were: heads, and for each scheme cells. `?` counts processes for which a scheme has no Pss.
 #[must_use]
 pub fn errors(comparison: &Comparison) -> (Vec<&'static str>, Vec<(&'static str, Vec<String>)>) {
-    let heads = vec![
-        "Pss", "p99", "max", "no Pss", "Uss", "max", "shared", "f.excl", "missed", "anon x", "file x",
-    ];
+    let heads = vec!["Pss", "p99", "max", "no Pss", "Uss", "max", "shared", "f.excl", "missed", "anon x", "file x"];
     let rows = comparison.schemes.iter().map(|row| {
         let q = &row.queries;
         let unknown = if q.pss.samples == 0 { None } else { Some(q.pss.unknown as f64 / q.pss.samples as f64) };
@@ -112,12 +110,13 @@ pub const ERRORS_LEGEND: &str = "Pss, Uss: mean error of a process at a checkpoi
 says no share; shared: folios of one owner that read as shared; f.excl: folios of several that read as exclusive; missed: partly mapped anonymous \
 folios not known as such; anon x, file x: pages counted as mapped for each that is";
 
-fn wrap(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+/// Lines of at most 100 columns, each after `indent`.
+fn wrap(f: &mut fmt::Formatter<'_>, indent: &str, text: &str) -> fmt::Result {
     let mut column = 0;
     for word in text.split(' ') {
-        if column + word.len() + 1 > 98 || column == 0 {
-            write!(f, "{}  {word}", if column == 0 { "" } else { "\n" })?;
-            column = 2 + word.len();
+        if column + word.len() + 1 > 100 || column == 0 {
+            write!(f, "{}{indent}{word}", if column == 0 { "" } else { "\n" })?;
+            column = indent.len() + word.len();
         } else {
             write!(f, " {word}")?;
             column += 1 + word.len();
@@ -129,7 +128,7 @@ fn wrap(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = self.title.as_deref().map(|title| format!(" ({title})")).unwrap_or_default();
-        writeln!(f, "{}{title}", self.trace)?;
+        wrap(f, "", &format!("{}{title}", self.trace))?;
         let leaves = if self.small_leaves { ", by 4 KiB leaves" } else { "" };
         writeln!(
             f,
@@ -149,7 +148,7 @@ impl fmt::Display for Comparison {
                 writeln!(f)?;
             }
         }
-        wrap(f, LEGEND)?;
+        wrap(f, "  ", LEGEND)?;
 
         let (heads, rows) = errors(self);
         write!(f, "\n  {:<17}", "how far wrong")?;
@@ -160,13 +159,13 @@ impl fmt::Display for Comparison {
             cells.iter().try_for_each(|cell| write!(f, "{cell:>7}"))?;
             writeln!(f)?;
         }
-        wrap(f, ERRORS_LEGEND)?;
+        wrap(f, "  ", ERRORS_LEGEND)?;
 
         self.write_cost(f)?;
         let a = &self.audit;
         writeln!(
             f,
-            "\n  checked in the observing run: {} recounts with {} comparisons, {} wrong; {} accesses read back",
+            "\n  checked while observing: {} recounts with {} comparisons, {} wrong; {} accesses read back",
             a.recounts, a.checks, a.mismatches, a.contents
         )
     }
@@ -211,6 +210,7 @@ impl Comparison {
         }
         wrap(
             f,
+            "  ",
             &format!(
                 "each scheme alone, {} rounds, in turn; medians, of ratios within a round with the least and the most; a folio, a page: bytes of state; metadata: \
                  bytes of look-up, descriptors and counts for each mapped folio",

@@ -3,9 +3,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use quire::abi::{boot, survey};
 use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
 use quire::abi::sample::Sample;
+use quire::abi::{boot, survey};
 use quire::addr::{Gva, Order, Pfn};
 use quire::format::Attrs;
 use quire::mapcount::Accounting;
