@@ -27,8 +27,8 @@ pub const VARIANTS: [Variant; 4] = [
 
 /// Heads of the table, in Markdown.
 pub const HEADS: &str = "\
-| trace | order | scheme | wrong answers | no answer | Pss error: mean, p99, max | Uss error: mean, max | read as shared | missed partial | anon x | file x |
-|---|---|---|---|---|---|---|---|---|---|---|";
+| trace | order | scheme | wrong answers | no answer | Pss error: mean, p99, max | Uss error: mean, max | read as shared | read as exclusive | missed partial | anon x | file x |
+|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// The lines of the table for `workload` under one variant, replayed in this process.
 ///
@@ -66,8 +66,8 @@ fn of(comparison: &Comparison) -> Vec<String> {
             names(&|count| count.asked() > 0 && count.unanswered() > 0, false)
         };
         format!(
-            "| `{}` | {order} | `{}` | {wrong} | {none} | {}, {}, {} | {}, {} | {} | {} | {} | {} |",
-            comparison.trace, row.name, e[0], e[1], e[2], e[4], e[5], e[6], e[8], e[9], e[10]
+            "| `{}` | {order} | `{}` | {wrong} | {none} | {}, {}, {} | {}, {} | {} | {} | {} | {} | {} |",
+            comparison.trace, row.name, e[0], e[1], e[2], e[4], e[5], e[6], e[7], e[8], e[9], e[10]
         )
     };
     comparison.schemes.iter().zip(errors).map(line).collect()
