@@ -81,8 +81,8 @@ impl<M: Memory + Tlb, A: Accounting> Survey<'_, M, A> {
                 let word = survey::said(scheme) + kind;
                 let said = said[kind][scheme].unwrap_or(0);
                 add(&self.words[word], said);
-                if mapped[kind] > 0 {
-                    raise(&self.words[word + 2], (said << 20) / mapped[kind]);
+                if let Some(ratio) = (said << 20).checked_div(mapped[kind]) {
+                    raise(&self.words[word + 2], ratio);
                 }
             }
         }
