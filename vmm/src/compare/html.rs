@@ -200,7 +200,8 @@ fn cost(html: &mut String, c: &Comparison) {
         Some(Bar { name: row.name.to_owned(), value, interval: None, label: format!("{value:.1}"), colour })
     });
     *html += &bars(900.0, &bytes.collect::<Vec<_>>(), None);
-    let of: [(&str, fn(&Cost) -> Option<Figure>); 5] = [
+    type Pick = fn(&Cost) -> Option<Figure>;
+    let of: [(&str, Pick); 5] = [
         ("An operation of the trace, faults included", |cost| cost.op),
         ("A fault", |cost| cost.fault),
         ("A fork", |cost| cost.fork),
