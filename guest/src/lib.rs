@@ -61,7 +61,7 @@
 //!                 trace        operations of a workload, their text form, replay
 //!                   │
 //!                   v
-//!             audit, stats     the recount of every leaf; smaps and its kin
+//!          survey, audit, stats    what schemes answer, beside the recount of every leaf; smaps and its kin
 //!                   │
 //!                   v
 //!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
@@ -100,5 +100,6 @@ pub mod model;
 pub mod page_table;
 pub mod space;
 pub mod stats;
+pub mod survey;
 pub mod sync;
 pub mod trace;

@@ -11,6 +11,7 @@ use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 use serde::Serialize;
 
+use crate::compare::{compare, html};
 use crate::doctor::{self, Host};
 use crate::error::Error;
 use crate::memory::{Backing, Populate};
@@ -46,6 +47,8 @@ struct Cli {
 enum Command {
     /// Boot the VM, replay a trace and print what was measured and checked
     Run(RunArgs),
+    /// Ask every scheme everything on one replay, time each alone, and print what it knows and costs
+    Compare(CompareArgs),
     /// Record a Linux program's mappings and page faults as a trace
     #[command(after_help = "\
 The program runs under ptrace with transparent huge pages off, so that the first touch of every 4 KiB page shows; its children, threads and \
@@ -77,8 +80,9 @@ Examples: quire explain; quire explain S6c; quire explain S7b --backend model --
     Doctor,
 }
 
+/// What a replay takes.
 #[derive(Args, Debug, Default)]
-struct RunArgs {
+struct ReplayArgs {
     /// The trace to replay; without it, one of a real program that comes with Quire
     trace: Option<PathBuf>,
     /// Where the manager runs: in a VM, or in this process over emulated frames (for hosts without /dev/kvm)
@@ -90,8 +94,6 @@ struct RunArgs {
     /// Tables of tenant VMs; none exist yet
     #[arg(long, value_enum, default_value = "none")]
     stage2: Stage2,
-    #[arg(long, value_name = "NAME", default_value = "total", help = scheme_help())]
-    scheme: Scheme,
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: u32,
@@ -110,12 +112,20 @@ struct RunArgs {
     /// Have the host give all memory before the guest starts
     #[arg(long)]
     populate: bool,
-    /// How often all leaves are recounted, the time at the end included
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
-    checkpoints: u64,
     /// Seed of the words that tenants store
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Args, Debug, Default)]
+struct RunArgs {
+    #[command(flatten)]
+    replay: ReplayArgs,
+    #[arg(long, value_name = "NAME", default_value = "total", help = scheme_help())]
+    scheme: Scheme,
+    /// How often all leaves are recounted, the time at the end included
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoints: u64,
     /// Print what the tenants have mapped at the checkpoint with the most leaves, as smaps_rollup of each and meminfo; or smaps of every vma. JSON has
     /// both anyway
     #[arg(long, value_name = "rollup|smaps", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "rollup")]
@@ -130,6 +140,27 @@ struct SchemesArgs {
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     json: Option<Option<PathBuf>>,
+}
+
+#[derive(Args, Debug)]
+struct CompareArgs {
+    #[command(flatten)]
+    replay: ReplayArgs,
+    /// How often every scheme is asked, the time at the end included
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoints: u64,
+    /// Timing runs of each scheme, taken in turn
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// Leave the timing out: what is left is the same at every run
+    #[arg(long, conflicts_with = "rounds")]
+    only_answers: bool,
+    /// Print JSON instead of text, or write it to FILE beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+    /// Write a page with tables and plots to FILE as well
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
@@ -208,6 +239,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Run(args)) => run(&args),
         None => run(&RunArgs::parse_from_defaults()),
+        Some(Command::Compare(args)) => compare_all(&args),
         Some(Command::Record(args)) => write_trace(&args),
         Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Schemes(args)) => {
@@ -233,7 +265,9 @@ impl RunArgs {
         }
         Defaults::parse_from(["quire"]).run
     }
+}
 
+impl ReplayArgs {
     fn config(&self) -> Result<Config, Error> {
         if self.vcpus != 1 {
             return Err(Error::Lacks(format!("--vcpus {}: the kernel runs one virtual CPU so far", self.vcpus)));
@@ -245,7 +279,6 @@ impl RunArgs {
         Ok(Config {
             backend: self.backend,
             ring: self.ring,
-            scheme: self.scheme,
             memory: self.mem,
             guest_memory: self.guest_memory,
             populate: if self.populate { Populate::Before } else { Populate::Lazy },
@@ -255,9 +288,23 @@ impl RunArgs {
                 Order::GIGANTIC => Level::THREE,
                 _ => Level::TWO,
             },
-            checkpoints: self.checkpoints,
             ..Config::default()
         })
+    }
+
+    /// The trace, and how to replay it here: with a backend that is there.
+    fn prepare(&self) -> Result<(Workload, Config), Error> {
+        let mut config = self.config()?;
+        let workload = match &self.trace {
+            Some(path) => Workload::read(path, self.seed)?,
+            None => Workload::shipped(self.seed)?,
+        };
+        let (backend, why) = config.backend.resolve();
+        if let Some(why) = why {
+            eprintln!("quire: {why}; running in this process instead");
+        }
+        config.backend = backend;
+        Ok((workload, config))
     }
 }
 
@@ -272,16 +319,8 @@ fn scheme_help() -> String {
 }
 
 fn run(args: &RunArgs) -> Result<ExitCode, Error> {
-    let mut config = args.config()?;
-    let workload = match &args.trace {
-        Some(path) => Workload::read(path, args.seed)?,
-        None => Workload::shipped(args.seed)?,
-    };
-    let (backend, why) = config.backend.resolve();
-    if let Some(why) = why {
-        eprintln!("quire: {why}; running in this process instead");
-    }
-    config.backend = backend;
+    let (workload, config) = args.replay.prepare()?;
+    let config = Config { scheme: args.scheme, checkpoints: args.checkpoints, ..config };
     let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
     let report = Report::new(&workload, &config, &measured, Host::here());
     let text = match (args.stats, &report.stats) {
@@ -294,6 +333,17 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     }
     eprintln!("quire: {}", report.failure(&workload, &measured));
     Ok(ExitCode::FAILURE)
+}
+
+fn compare_all(args: &CompareArgs) -> Result<ExitCode, Error> {
+    let (workload, config) = args.replay.prepare()?;
+    let config = Config { checkpoints: args.checkpoints, ..config };
+    let comparison = compare(&workload, &config, if args.only_answers { 0 } else { args.rounds })?;
+    if let Some(file) = &args.html {
+        write(file, html::page(&comparison).as_bytes())?;
+    }
+    show(&comparison, &comparison.to_string(), args.json.as_ref())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {

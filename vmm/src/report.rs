@@ -32,7 +32,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    fn of(samples: impl Iterator<Item = u64>) -> Self {
+    /// The latencies of `samples`.
+    pub(crate) fn of(samples: impl Iterator<Item = u64>) -> Self {
         // Three digits are far below the noise; the range grows by itself.
         let Ok(mut histogram) = Histogram::<u64>::new(3) else { return Self::default() };
         histogram.auto(true);
@@ -245,7 +246,7 @@ pub struct Report {
     pub log: String,
 }
 
-const KINDS: [(FaultKind, &str); 6] = [
+pub(crate) const KINDS: [(FaultKind, &str); 6] = [
     (FaultKind::FirstTouch, "first touch"),
     (FaultKind::Copy, "copy-on-write"),
     (FaultKind::Reuse, "reuse"),
@@ -411,7 +412,7 @@ fn fault_rows(measured: &Measured) -> Vec<FaultRow> {
 }
 
 /// Nanoseconds with a unit that fits.
-struct Time(f64);
+pub(crate) struct Time(pub f64);
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

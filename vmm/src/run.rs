@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_userspace_memory_region;
 use quire::abi::results::{self, NOT_MAPPED, REQUEST, status};
 use quire::abi::sample::Sample;
-use quire::abi::{BootInfo, OP_WORDS, Placement, bell, boot};
+use quire::abi::{BootInfo, OP_WORDS, Placement, bell, boot, survey};
 
 use crate::error::Error;
 use crate::exit::Exit;
@@ -219,6 +219,8 @@ pub struct Outcome {
     pub status: Status,
     /// The results header; index it by [`results`].
     pub words: Vec<u64>,
+    /// The words of the [survey](mod@quire::abi::survey); empty when none was wanted.
+    pub survey: Vec<u64>,
     /// The faults that were timed, in order.
     pub samples: Vec<Sample>,
     /// The words of [`abi::stats`](mod@quire::abi::stats).
@@ -323,6 +325,9 @@ pub fn run(
 
     host.ended(&Paused { memory: &memory, vcpu: &vcpu, results: place.results })?;
     let mut outcome = collect(&memory, &place)?;
+    if words[survey::WANTED] == 1 {
+        outcome.survey = memory.read_words(place.results + results::SURVEY_OFFSET, survey::WORDS)?;
+    }
     if config.stats {
         outcome.stats = stats::of_vm(&vm);
         outcome.stats.extend(stats::of_vcpu(vcpu.fd()));
@@ -390,6 +395,7 @@ fn collect(memory: &Memory, place: &Placement) -> Result<Outcome, Error> {
     Ok(Outcome {
         status,
         words,
+        survey: Vec::new(),
         samples,
         memory_stats,
         log,

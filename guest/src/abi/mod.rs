@@ -24,6 +24,7 @@ pub mod results;
 pub mod sample;
 mod start_tables;
 pub mod stats;
+pub mod survey;
 
 pub use crate::trace::{STAMP_FACTOR, stamp};
 pub use boot::{BootError, BootInfo, flags, ring};

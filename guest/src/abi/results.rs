@@ -1,6 +1,6 @@
 //! Indices and offsets of the results region, which the kernel writes and the VMM reads.
 //!
-//! Words first (one page), then the panic text, the audit list, the log, and the words of [`stats`](mod@super::stats) up to the region's end.
+//! Words first (one page), then the panic text, the audit list, the survey, the log, and the words of [`stats`](mod@super::stats) up to the region's end.
 
 /// How the run stands, one of [`status`](mod@status).
 pub const STATUS: usize = 0;
@@ -45,16 +45,18 @@ pub const PANIC_CAPACITY: u64 = 0x1000;
 pub const AUDIT_OFFSET: u64 = 0x2000;
 /// Pairs that fit.
 pub const AUDIT_PAIRS: u64 = 1024;
+/// Where the words of a [survey](mod@super::survey) begin.
+pub const SURVEY_OFFSET: u64 = AUDIT_OFFSET + 16 * AUDIT_PAIRS;
 /// Where the log begins.
-pub const LOG_OFFSET: u64 = AUDIT_OFFSET + 16 * AUDIT_PAIRS;
+pub const LOG_OFFSET: u64 = SURVEY_OFFSET + 8 * super::survey::WORDS as u64;
 /// Room for it.
 pub const LOG_CAPACITY: u64 = STATS_OFFSET - LOG_OFFSET;
 /// Where the words of [`stats`](mod@super::stats) begin.
-pub const STATS_OFFSET: u64 = 0x8_0000;
+pub const STATS_OFFSET: u64 = 0x10_0000;
 /// How many fit.
 pub const STATS_WORDS: usize = ((REGION_BYTES - STATS_OFFSET) / 8) as usize;
 /// Length of the whole region.
-pub const REGION_BYTES: u64 = 0x10_0000;
+pub const REGION_BYTES: u64 = 0x18_0000;
 
 /// In the audit list: the gva should not translate.
 pub const NOT_MAPPED: u64 = u64::MAX;
@@ -74,4 +76,4 @@ pub mod status {
 const _: () = assert!(REQUEST + REQUEST_COUNT <= GENERAL);
 const _: () = assert!(8 * (GENERAL + GENERAL_COUNT) as u64 <= PANIC_OFFSET);
 const _: () = assert!(PANIC_OFFSET + PANIC_CAPACITY <= AUDIT_OFFSET);
-const _: () = assert!(LOG_OFFSET < STATS_OFFSET && STATS_OFFSET < REGION_BYTES);
+const _: () = assert!(LOG_OFFSET + 0x4_0000 <= STATS_OFFSET && STATS_OFFSET < REGION_BYTES, "there is room for a log");

@@ -4,13 +4,14 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::{self, Write as _};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Machine;
 use crate::abi::checksum;
 use crate::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
 use crate::abi::results::{GENERAL_COUNT, STATS_WORDS};
 use crate::abi::sample::Sample;
+use crate::abi::survey;
 use crate::addr::{Gva, Order};
 use crate::mapcount::Accounting;
 use crate::space::{Access, FaultError, Manager, SpaceId};
@@ -29,6 +30,8 @@ pub struct ModelTenant<'m> {
     pub stats: Vec<u64>,
     /// Timed faults and events, in ticks of the clock: the manager's part alone, as there is no trap.
     pub samples: Vec<Sample>,
+    /// The words of a [survey](mod@crate::survey); empty when none is wanted.
+    pub survey: Vec<AtomicU64>,
     /// Lines said.
     pub log: String,
 }
@@ -44,8 +47,15 @@ impl<'m> ModelTenant<'m> {
             words: vec![0; GENERAL_COUNT],
             stats: vec![0; STATS_WORDS],
             samples: Vec::new(),
+            survey: Vec::new(),
             log: String::new(),
         }
+    }
+
+    /// The same, with a survey.
+    #[must_use]
+    pub fn surveying(self) -> Self {
+        Self { survey: (0..survey::WORDS).map(|_| AtomicU64::new(0)).collect(), ..self }
     }
 
     fn fault<A: Accounting>(
@@ -155,6 +165,10 @@ impl<A: Accounting> Site<&Machine, A> for ModelTenant<'_> {
                 Err("a flush is missing")
             }
         }
+    }
+
+    fn survey(&self) -> Option<&[AtomicU64]> {
+        (!self.survey.is_empty()).then_some(&self.survey)
     }
 
     fn clear_ticks(&self) -> u64 {

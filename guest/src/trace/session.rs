@@ -3,7 +3,7 @@
 //! The same in a VM and in process; what differs is the [`Site`].
 
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{Event, Op, Replay, ReplayError, Tenant, encode, look};
 use crate::abi::OP_WORDS;
@@ -14,6 +14,7 @@ use crate::audit::{Audit, Recount};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::space::{FaultError, Manager, MapError};
+use crate::survey;
 
 /// Where a session runs: who touches memory, and where its findings go.
 pub trait Site<M, A>: Tenant<M, A> {
@@ -37,6 +38,9 @@ pub trait Site<M, A>: Tenant<M, A> {
     /// # Errors
     /// What was wrong.
     fn checkpoint(&mut self, manager: &Manager<M, A>) -> Result<(), &'static str>;
+
+    /// The words of a [survey](mod@crate::survey) at each checkpoint, if one is wanted.
+    fn survey(&self) -> Option<&[AtomicU64]>;
 
     /// Ticks spent on clearing frames so far.
     fn clear_ticks(&self) -> u64;
@@ -177,6 +181,9 @@ fn check<M: Memory + Tlb, A: Accounting>(
         return Err("the recount disagrees with the counts");
     }
     site.checkpoint(manager)?;
+    if let Some(words) = site.survey() {
+        survey::take(manager, recount, words);
+    }
     Ok(found)
 }
 

@@ -1,6 +1,7 @@
 //! A replay in this process: the same manager over emulated frames, with a TLB that stays stale until it is flushed.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use quire::addr::Pfn;
@@ -44,6 +45,9 @@ impl UnderScheme for InProcess<'_> {
             device: Pfn::new(frames + rows),
         };
         let mut tenant = ModelTenant::new(&machine, workload.seed, nanoseconds);
+        if config.survey {
+            tenant = tenant.surveying();
+        }
         let verdict = session.run(&manager, &mut tenant);
         let mut log = tenant.log;
         if let Err(what) = verdict {
@@ -55,6 +59,7 @@ impl UnderScheme for InProcess<'_> {
             ring: None,
             loops_ns: None,
             words: tenant.words,
+            survey: tenant.survey.into_iter().map(AtomicU64::into_inner).collect(),
             samples: tenant.samples,
             memory_stats: tenant.stats,
             samples_lost: 0,

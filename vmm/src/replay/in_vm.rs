@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
-use quire::abi::{BootInfo, boot, results};
+use quire::abi::{BootInfo, boot, results, survey};
 
 use quire::addr::Level;
 use quire::audit::Recount;
@@ -28,6 +28,7 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
     words[ORDERS] = u64::from(config.orders);
     words[MAX_LEAF] = u64::from(config.max_leaf.get());
     words[FLOOR_PAGES] = config.floor;
+    words[survey::WANTED] = u64::from(config.survey);
     words[DEVICE] = u64::from(workload.has_device);
     words
 }
@@ -66,6 +67,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         ring: Some(outcome.words[results::RING]),
         loops_ns: Some((nanoseconds(results::LOOP_RING0), nanoseconds(results::LOOP_RING3))),
         words: outcome.general().to_vec(),
+        survey: outcome.survey,
         samples_lost: outcome.words[results::SAMPLES_LOST],
         bracket_ns: nanoseconds(results::STAMP_PAIR),
         tick_ns,

@@ -123,6 +123,8 @@ pub struct Config {
     pub checkpoints: u64,
     /// Faults of the floor; 0 to leave it out.
     pub floor: u64,
+    /// Whether the observing schemes are asked everything at each checkpoint.
+    pub survey: bool,
 }
 
 impl Default for Config {
@@ -138,6 +140,7 @@ impl Default for Config {
             max_leaf: Level::TWO,
             checkpoints: 4,
             floor: 1000,
+            survey: false,
         }
     }
 }
@@ -175,6 +178,8 @@ pub struct Measured {
     pub words: Vec<u64>,
     /// What the tenants had mapped at the checkpoint with the most leaves: the words of [`abi::stats`](mod@quire::abi::stats).
     pub memory_stats: Vec<u64>,
+    /// The words of [`abi::survey`](mod@quire::abi::survey), if they were wanted.
+    pub survey: Vec<u64>,
     /// Timed faults and events.
     pub samples: Vec<Sample>,
     /// Samples that found no room.

@@ -1,11 +1,11 @@
 //! A replay on real page tables: the tenant's touching program runs natively, the recount and the VMM's walks check what it ran on.
 
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use quire::abi::boot;
 use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
 use quire::abi::sample::Sample;
+use quire::abi::{boot, survey};
 use quire::addr::{Gva, Order, Pfn};
 use quire::format::Attrs;
 use quire::mapcount::Accounting;
@@ -31,7 +31,13 @@ pub fn run<A: Accounting>(run: &Run<'_>, manager: &Manager<&Machine, A>) -> Resu
         rows: run.room.rows,
         device: run.room.device,
     };
-    session.run(manager, &mut Touching { machine: run.machine, results: run.results, seed: run.boot[boot::SEED] })
+    let mut site = Touching {
+        machine: run.machine,
+        results: run.results,
+        seed: run.boot[boot::SEED],
+        survey: run.boot[survey::WANTED] == 1,
+    };
+    session.run(manager, &mut site)
 }
 
 /// Asks the VMM to walk every space's tables as well, for as many of its leaves as fit a list.
@@ -78,6 +84,8 @@ struct Touching<'a> {
     machine: &'a Machine,
     results: &'a Results,
     seed: u64,
+    /// Whether a survey is wanted.
+    survey: bool,
 }
 
 impl Touching<'_> {
@@ -167,6 +175,10 @@ impl<'m, A: Accounting> Site<&'m Machine, A> for Touching<'_> {
         let pairs = compare_walks(self.machine, self.results, manager)?;
         self.note(word::WALKED, pairs);
         Ok(())
+    }
+
+    fn survey(&self) -> Option<&[AtomicU64]> {
+        self.survey.then(|| self.results.survey())
     }
 
     fn clear_ticks(&self) -> u64 {

@@ -9,7 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use quire::abi::results::{self, status};
-use quire::abi::{ALIAS_BASE, BootInfo, bell, boot, sample::Sample};
+use quire::abi::{ALIAS_BASE, BootInfo, bell, boot, sample::Sample, survey};
 
 use crate::{cpu, touch};
 
@@ -70,6 +70,11 @@ impl Results {
     pub fn stat(&self, index: usize) -> &'static AtomicU64 {
         assert!(index < results::STATS_WORDS);
         self.word(results::STATS_OFFSET as usize / 8 + index)
+    }
+
+    /// The words of the survey.
+    pub fn survey(&self) -> &'static [AtomicU64] {
+        &self.region[results::SURVEY_OFFSET as usize / 8..][..survey::WORDS]
     }
 
     /// Rings the doorbell and returns its answers.
