@@ -2,12 +2,13 @@
 
 use quire::abi::replay::{event_word, word};
 use quire::mapcount::{Accounting, Scheme, UnderScheme};
+use quire::sync::tally;
 use quire::trace::Event;
 use serde::Serialize;
 
 use crate::doctor::Host;
 use crate::error::Error;
-use crate::replay::{Config, Measured, replay};
+use crate::replay::{Backend, Config, Measured, replay};
 use crate::report::{KINDS, Latency, Metadata, Report};
 use crate::workload::Workload;
 
@@ -156,4 +157,17 @@ pub fn state_bytes(scheme: Scheme) -> (usize, usize) {
         }
     }
     scheme.run(Bytes)
+}
+
+/// Locked operations of `scheme` in each call of the count layer, counted where they are done: in this process, since what a trace makes of the
+/// counts is the same everywhere.
+///
+/// # Errors
+/// Those of a replay.
+pub fn atomics(workload: &Workload, config: &Config, scheme: Scheme) -> Result<f64, Error> {
+    tally::reset();
+    replay(workload, &Config { backend: Backend::Model, scheme, checkpoints: 1, floor: 0, survey: false, ..*config })?;
+    let (calls, locked) =
+        tally::costs().iter().fold((0, 0), |(calls, locked), cost| (calls + cost.calls, locked + cost.locked));
+    Ok(locked as f64 / calls.max(1) as f64)
 }

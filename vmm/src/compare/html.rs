@@ -191,6 +191,12 @@ fn cost(html: &mut String, c: &Comparison) {
         Bar { name: row.name.to_owned(), value, interval: None, label: format!("{value}{pages}"), colour }
     });
     *html += &bars(900.0, &bytes.collect::<Vec<_>>(), None);
+    *html += "<h3>Locked operations in each call of the count layer (a batch of leaves), counted</h3>";
+    let atomics = schemes(c).map(|(row, colour)| {
+        let value = row.atomics;
+        Bar { name: row.name.to_owned(), value, interval: None, label: format!("{value:.2}"), colour }
+    });
+    *html += &bars(900.0, &atomics.collect::<Vec<_>>(), None);
     if c.rounds == 0 {
         return;
     }

@@ -32,8 +32,8 @@ pub struct Row {
     pub state_bytes: usize,
     /// Bytes of counts for each frame beside.
     pub page_bytes: usize,
-    /// Locked operations for each operation of the trace; nothing while nobody counts them.
-    pub atomics: Option<f64>,
+    /// Locked operations in each call of the count layer, references and table locks apart.
+    pub atomics: f64,
     /// Nanoseconds for each operation of the trace, faults included.
     pub ns_per_op: Option<f64>,
     /// Its answers.
@@ -103,6 +103,9 @@ pub fn compare(workload: &Workload, config: &Config, rounds: u64) -> Result<Comp
             cost::measure(workload, config, rounds, &schemes, &host)
         })?,
     };
+    let atomics = progress::during("counting locked operations", || {
+        schemes.iter().map(|&scheme| cost::atomics(workload, config, scheme)).collect::<Result<Vec<_>, _>>()
+    })?;
     let truth = Truth::of(&measured.survey);
     let rows = schemes.iter().enumerate().map(|(i, &scheme)| {
         let (state_bytes, page_bytes) = cost::state_bytes(scheme);
@@ -111,7 +114,7 @@ pub fn compare(workload: &Workload, config: &Config, rounds: u64) -> Result<Comp
             name: scheme.name(),
             state_bytes,
             page_bytes,
-            atomics: None,
+            atomics: atomics[i],
             ns_per_op: cost.as_ref().and_then(|cost| cost.op).map(|op| op.ns),
             queries: Queries::of(&measured.survey, scheme, &truth),
             cost,

@@ -171,19 +171,22 @@ impl fmt::Display for Comparison {
     }
 }
 
+const COSTS: &str =
+    "a folio, a page: bytes of state; atomics: locked operations in each call of the count layer, counted";
+
 impl Comparison {
     fn write_cost(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rounds == 0 {
-            writeln!(f, "\n  {:<18}{:>11}{:>11}", "bytes", "a folio", "a page")?;
+            writeln!(f, "\n  {:<18}{:>8}{:>7}{:>9}", "cost", "a folio", "a page", "atomics")?;
             for row in &self.schemes {
-                writeln!(f, "  {:<18}{:>11}{:>11}", row.name, row.state_bytes, row.page_bytes)?;
+                writeln!(f, "  {:<18}{:>8}{:>7}{:>9.2}", row.name, row.state_bytes, row.page_bytes, row.atomics)?;
             }
-            return Ok(());
+            return wrap(f, "  ", COSTS);
         }
         writeln!(
             f,
-            "\n  {:<18}{:>8}{:>7}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}",
-            "cost", "a folio", "a page", "metadata", "operation", "fault", "fork", "teardown", "munmap"
+            "\n  {:<18}{:>8}{:>7}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{:>10}",
+            "cost", "a folio", "a page", "atomics", "metadata", "operation", "fault", "fork", "teardown", "munmap"
         )?;
         let time = |figure: Option<Figure>| figure.map_or_else(|| "-".to_owned(), |f| Time(f.ns).to_string());
         for row in &self.schemes {
@@ -191,8 +194,8 @@ impl Comparison {
             let times = [cost.op, cost.fault, cost.fork, cost.teardown, cost.unmap].map(time);
             write!(
                 f,
-                "  {:<18}{:>8}{:>7}{:>11.1}",
-                row.name, row.state_bytes, row.page_bytes, cost.metadata.bytes_per_folio
+                "  {:<18}{:>8}{:>7}{:>9.2}{:>9.1}",
+                row.name, row.state_bytes, row.page_bytes, row.atomics, cost.metadata.bytes_per_folio
             )?;
             times.iter().try_for_each(|time| write!(f, "{time:>10}"))?;
             writeln!(f)?;
@@ -212,7 +215,7 @@ impl Comparison {
             f,
             "  ",
             &format!(
-                "each scheme alone, {} rounds, in turn; medians, of ratios within a round with the least and the most; a folio, a page: bytes of state; metadata: \
+                "{COSTS}; times: each scheme alone, {} rounds, in turn; medians, of ratios within a round with the least and the most; metadata: \
                  bytes of look-up, descriptors and counts for each mapped folio",
                 self.rounds
             ),
