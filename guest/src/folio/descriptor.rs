@@ -11,7 +11,7 @@
 //! Object and index say where the folio belongs: to which page of which memory object, file or anonymous. From there the rmap finds its leaves.
 
 use core::fmt;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::slab::Record;
 use crate::addr::{Order, Pfn};
@@ -247,12 +247,13 @@ impl<'a> Folio<'a> {
         }
     }
 
-    /// References: one per leaf, one of the page cache, one of whoever works on it.
+    /// References: one per leaf, one of the page cache, one of whoever works on it. Acquire pairs with the Release of [`put`](Self::put): who finds
+    /// references gone, and reuses the folio, sees what their holders did.
     #[must_use]
     pub fn refs(&self) -> u64 {
         match self.record {
-            None => u64::from(Count32::high(&self.words[0]).get()),
-            Some(_) => self.words[1].load(Relaxed),
+            None => self.words[0].load(Acquire) >> 32,
+            Some(_) => self.words[1].load(Acquire),
         }
     }
 
