@@ -278,11 +278,6 @@ fn a_split_is_never_seen_in_half<A: Owners>() {
 /// One CPU duplicates the asker's leaf into another owner: reference, counts, entry. Whoever asks after the entry was there must not be told that it is alone. No lock
 /// in common: a fork of the asker's own space is kept out by its space lock, and a fault of another space on the same folio has none with it.
 fn exclusive_is_never_wrong_in_a_fork<A: Accounting>() {
-    let start = || {
-        let world = World::new(Order::HUGE);
-        world.map::<A>(&huge(1), 1);
-        world
-    };
     let ask = |world: &World| {
         for _ in 0..2 {
             let was_there = world.is_present(2);
@@ -293,16 +288,30 @@ fn exclusive_is_never_wrong_in_a_fork<A: Accounting>() {
             assert!(!was_there || !reused, "reused");
         }
     };
-    race(
-        A::NAME,
-        3,
-        start,
-        |world| world.map::<A>(&huge(2), 2),
-        ask,
-        |world| {
-            assert_eq!(A::maybe_shared(&world.target(), 1).value(), Some(true));
-        },
-    );
+    // The asker has the first slot of an owner, or the second.
+    for came_second in [false, true] {
+        let start = move || {
+            let world = World::new(Order::HUGE);
+            if came_second {
+                world.map::<A>(&huge(2), 2);
+            }
+            world.map::<A>(&huge(1), 1);
+            if came_second {
+                world.unmap::<A>(&huge(2), 2);
+            }
+            world
+        };
+        race(
+            A::NAME,
+            3,
+            start,
+            |world| world.map::<A>(&huge(2), 2),
+            ask,
+            |world| {
+                assert_eq!(A::maybe_shared(&world.target(), 1).value(), Some(true));
+            },
+        );
+    }
 }
 
 /// A child forks in turn and goes, while the parent asks: at every moment one of the two maps the folio, the later without a slot. No lock in common: these are
