@@ -678,6 +678,7 @@ fn a_repair_excludes_faults() {
         }
         remove_from_unit::<ZeroOneTwoMany>(&world, 2, 4);
         remove_from_unit::<ZeroOneTwoMany>(&world, 1, 2);
+        assert_eq!(ZeroOneTwoMany::state(&world.target()), ZeroOneTwoMany::MANY, "one region is left of three");
         world
     };
     // The lock of unit 2 is the space's here.
