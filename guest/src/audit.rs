@@ -4,7 +4,6 @@
 //! frame, in memory that the manager does not manage, and then asks the scheme about every folio.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Level, Order, Pfn};
@@ -14,6 +13,7 @@ use crate::mapcount::{Accounting, Evidence, Truth};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::Place;
 use crate::space::{Manager, PAGES_END, SpaceId, Tracking, VmaFlags};
+use crate::sync::AtomicU64;
 
 /// Words of a row.
 const ROW: usize = 8;

@@ -4,9 +4,10 @@
 //! needs no allocator, has no globals and no `unsafe`.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{ENTRIES, Pfn};
+use crate::sync::AtomicU64;
 
 /// One frame, seen as 512 words. The MMU, tenants and other CPUs write the same memory, so every word is atomic.
 #[repr(C, align(4096))]

@@ -17,11 +17,16 @@
 //!         frame lock (free lists, slabs, directories)
 //! ```
 
-use core::hint::spin_loop;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+#[cfg(loom)]
+mod explored;
 pub mod tally;
+
+#[cfg(not(loom))]
+pub(crate) use core::{hint::spin_loop, sync::atomic::AtomicU64};
+#[cfg(loom)]
+pub use explored::{AtomicU64, spin_loop};
 
 /// Holds one bit of a word as a lock; released on drop.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// The modules from the lowest layer up. Those of one layer do not know each other.
 const LAYERS: [&[&str]; 11] = [
-    &["addr"],
-    &["memory", "sync"],
+    &["addr", "sync"],
+    &["memory"],
     &["format"],
     &["page_table", "folio"],
     &["mapcount"],
@@ -103,4 +103,22 @@ fn an_upward_arrow_is_reported_with_its_place() {
     assert_eq!(offences("folio/slab.rs", "use crate::page_table::Part;"), ["folio/slab.rs:1: folio -> page_table"]);
     assert_eq!(offences("audit.rs", source), ["audit.rs:3: audit -> trace"]);
     assert_eq!(offences("sync.rs", "use crate::{addr, memory};"), ["sync.rs:1: `use crate::{..}` hides its arrows"]);
+}
+
+/// Locked operations on words in code: those of schemes must go through [`quire::sync`], where they are counted.
+fn locked_operations(source: &str) -> usize {
+    let code = source.lines().map(|line| line.split("//").next().unwrap_or_default());
+    code.filter(|code| ["fetch_", "compare_exchange", ".swap("].iter().any(|operation| code.contains(operation)))
+        .count()
+}
+
+#[test]
+fn schemes_lock_nothing_but_through_sync() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/mapcount"), &mut files);
+    assert!(files.len() > 15, "only {} sources", files.len());
+    for path in files {
+        assert_eq!(locked_operations(&fs::read_to_string(&path).unwrap()), 0, "{} does so itself", path.display());
+    }
+    assert_eq!(locked_operations("word.fetch_add(1, Relaxed);\n// fetch_add\na.swap(1, Acquire);\n"), 2);
 }

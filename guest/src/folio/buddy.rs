@@ -9,14 +9,14 @@
 
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::Record;
 use super::descriptor::{KIND, Kind};
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 const BLOCK: u64 = ENTRIES as u64;
 const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
@@ -223,6 +223,28 @@ impl<M: Memory> Frames<M> {
     pub fn record(&self, record: Record, words: usize) -> &[AtomicU64] {
         let at = (record.raw() as usize & 63) * 8;
         &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0[at..at + words]
+    }
+
+    /// No frames but those of the per-page counts, from frame 0 of `memory` on: for models of the counts alone.
+    #[cfg(loom)]
+    pub fn of_counts(memory: M) -> Self {
+        Self {
+            memory,
+            first_block: 0,
+            nr_blocks: 0,
+            directory: Pfn::new(0),
+            slot_words: 2,
+            page_words: Some(Pfn::new(0)),
+            page_counts: 1,
+            lock: AtomicU64::new(0),
+            heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
+            has_spare: AtomicBool::new(false),
+            free: AtomicU64::new(0),
+            reserve: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            total: 0,
+            carved: 0,
+        }
     }
 
     /// The word and half of the `nth` 32-bit per-page count of frame `pfn`.

@@ -11,12 +11,11 @@
 //! Object and index say where the folio belongs: to which page of which memory object, file or anonymous. From there the rmap finds its leaves.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::slab::Record;
 use crate::addr::{Order, Pfn};
-use crate::sync::{Count32, Field, tally};
+use crate::sync::{AtomicU64, Count32, Field, tally};
 
 /// What the slot of a frame in a broken block says (word 1, low bits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +125,13 @@ impl<'a> Folio<'a> {
     pub(crate) fn large(record: Record, words: &'a [AtomicU64]) -> Self {
         let word = words[0].load(Relaxed);
         Self { head: Pfn::new(HEAD.of(word)), order: Order::new(ORDER.of(word) as u8), words, record: Some(record) }
+    }
+
+    /// The folio of `order` at frame 0 that `words`, once all 0, describe: for models of the counts alone.
+    #[cfg(loom)]
+    pub fn over(words: &'a [AtomicU64], order: Order) -> Self {
+        let record = (order > Order::BASE).then(|| Record::from_raw(1));
+        Self { head: Pfn::new(0), order, words, record }
     }
 
     /// Writes a fresh descriptor: no references, no counts.
@@ -241,12 +247,13 @@ impl<'a> Folio<'a> {
         }
     }
 
-    /// References: one per leaf, one of the page cache, one of whoever works on it.
+    /// References: one per leaf, one of the page cache, one of whoever works on it. Acquire pairs with the Release of [`put`](Self::put): who finds
+    /// references gone, and reuses the folio, sees what their holders did.
     #[must_use]
     pub fn refs(&self) -> u64 {
         match self.record {
-            None => u64::from(Count32::high(&self.words[0]).get()),
-            Some(_) => self.words[1].load(Relaxed),
+            None => self.words[0].load(Acquire) >> 32,
+            Some(_) => self.words[1].load(Acquire),
         }
     }
 

@@ -1,13 +1,12 @@
 //! Records with dense numbers: address spaces and memory objects, whose numbers must be small.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::buddy::Frames;
 use super::descriptor::Kind;
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// Records of [`Directory::WORDS`] words, numbered from 1, behind a radix tree of three levels.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use super::descriptor::{Folio, FolioFlags, Kind, Mapping};
 use super::slab::Slab;
 use crate::addr::{Order, Pfn};
 use crate::memory::Memory;
-use core::sync::atomic::AtomicU64;
+use crate::sync::AtomicU64;
 
 impl<M: Memory> Frames<M> {
     /// The folio that `pfn` belongs to. `words` is the size of a large descriptor.

@@ -1,14 +1,13 @@
 //! Records of one size, carved from frames: descriptors of large folios, vmas.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::buddy::Frames;
 use super::descriptor::Kind;
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// Names a record by its physical address in units of 64 bytes, so that a record in the first 256 GiB is one 32-bit word.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -59,6 +59,18 @@ fn cover<M: Memory>(t: &Target<'_, M>, page: u64) -> u64 {
     FullPartial::counters(t).full + u64::from(t.page(page).get())
 }
 
+/// The same with the counts standing still: a mapping that is pushed down is for a moment in neither.
+fn settled_cover<M: Memory>(t: &Target<'_, M>, page: u64) -> u64 {
+    let _guard = lock_state(&t.state[0], LOCK);
+    cover(t, page)
+}
+
+/// Likewise of [`visible`].
+fn settled_visible<M: Memory>(t: &Target<'_, M>) -> u64 {
+    let _guard = lock_state(&t.state[0], LOCK);
+    visible(t)
+}
+
 /// Pages with a leaf over them. Of one partial region alone nothing tells how many but its pages' counts.
 fn visible<M: Memory>(t: &Target<'_, M>) -> u64 {
     match FullPartial::counters(t) {
@@ -230,19 +242,19 @@ impl Large for FullPartial {
     }
 
     fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
-        Answer::Exact(cover(t, page))
+        Answer::Exact(settled_cover(t, page))
     }
 
     fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, _owner: u32) -> Answer<bool> {
-        Answer::Exact(cover(t, page) == 1)
+        Answer::Exact(settled_cover(t, page) == 1)
     }
 
     fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
-        Answer::Exact(Share::one_of(cover(t, page)))
+        Answer::Exact(Share::one_of(settled_cover(t, page)))
     }
 
     fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        Answer::Exact(visible(t))
+        Answer::Exact(settled_visible(t))
     }
 
     fn huge_pages<M: Memory>(_t: &Target<'_, M>) -> Answer<u64> {
@@ -250,7 +262,7 @@ impl Large for FullPartial {
     }
 
     fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        let pages = visible(t);
+        let pages = settled_visible(t);
         Answer::Exact(0 < pages && pages < t.pages())
     }
 

@@ -49,12 +49,11 @@ pub use vmas::{Region, Vmas};
 pub use zero_one_two_many::ZeroOneTwoMany;
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
 use crate::addr::{Order, Pfn};
 use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
 use crate::memory::Memory;
-use crate::sync::Count32;
+use crate::sync::{AtomicU64, Count32};
 use query::{Asked, answers_agree, ensure};
 
 /// A folio as a scheme sees it: its state and nothing of the rest.

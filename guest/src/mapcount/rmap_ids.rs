@@ -10,7 +10,6 @@
 //! M and the two sizes beside it are `mm-owner`'s, and so are the answers that do not ask for owners.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::owned::average;
@@ -18,7 +17,7 @@ use super::sizes::Sizes;
 use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure};
 use crate::addr::Order;
 use crate::memory::Memory;
-use crate::sync::{Field, StateGuard, lock_state};
+use crate::sync::{AtomicU64, Field, StateGuard, lock_state};
 
 const LEAVES: Field<0, 32> = Field;
 const LOCK: u64 = 1 << 63;

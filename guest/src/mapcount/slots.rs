@@ -5,11 +5,10 @@
 //!
 //! One locked operation per change: taking the lock, which lives beside the owner ids; the new ids are stored with the lock released.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::{Evidence, Truth, ensure};
-use crate::sync::{Field, take_bit};
+use crate::sync::{AtomicU64, Field, take_bit};
 
 // Word 0: both owner ids, the maybe-shared bit, the lock. Word 1: M, leaves of slot 0. Word 2: leaves of slot 1.
 const ID0: Field<0, 31> = Field;

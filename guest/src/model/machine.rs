@@ -8,7 +8,6 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use once_cell::race::OnceBox;
@@ -16,6 +15,7 @@ use once_cell::race::OnceBox;
 use crate::addr::{ENTRIES, Gva, Pfn};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
 use crate::space::Access;
+use crate::sync::AtomicU64;
 
 const CHUNK: usize = 512;
 

@@ -7,13 +7,12 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::{Flush, Place, Tables};
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
-use crate::sync::WordGuard;
+use crate::sync::{AtomicU64, WordGuard};
 
 /// Why no part could be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

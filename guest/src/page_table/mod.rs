@@ -24,12 +24,11 @@ pub use flush::{FLUSH_CAPACITY, Flush};
 
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Entry, Format, Leaf};
-use crate::sync::WordGuard;
+use crate::sync::{AtomicU64, WordGuard};
 
 /// Where table pages come from and how they are reached.
 pub trait Tables {

@@ -4,7 +4,6 @@
 //! A split is a [migration](super::migrate) of every mapped page to a folio of its own.
 
 use core::ops::ControlFlow;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::migrate::has_only;
@@ -13,7 +12,7 @@ use crate::addr::{ENTRIES, Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Frames, Mapping, Record, Slab};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// What [`Manager::split_deferred`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -41,7 +41,6 @@ pub use vma::{Tracking, Vma, VmaFlags};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
@@ -53,7 +52,7 @@ use crate::mapcount::{
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part, Tables};
 use crate::sync::tally::{Call, counting};
-use crate::sync::{ReadGuard, WordGuard, lock_word, read_lock};
+use crate::sync::{AtomicU64, ReadGuard, WordGuard, lock_word, read_lock};
 
 /// One past the last page number of a tenant.
 pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;

@@ -4,7 +4,6 @@
 //! A page cache is a page table of the same engine: it maps file pages to frames, and holds one reference on each folio.
 
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::migrate::has_only;
@@ -17,7 +16,7 @@ use crate::format::{Attrs, Leaf, LongMode};
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, PageTable, Part, Tables};
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// Names a memory object of the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,6 @@
 //! The vmas of a space, found by address: a treap whose priorities are a hash of the record's number, so that it
 //! needs no state beyond two links per vma. Under the space lock.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::vma::Vma;
@@ -9,6 +8,7 @@ use super::{Manager, Space};
 use crate::folio::Record;
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
+use crate::sync::AtomicU64;
 
 /// A record's number, 0 for none.
 type Node = u32;

@@ -2,7 +2,6 @@
 
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::SpaceId;
@@ -10,7 +9,7 @@ use super::rights::Prot;
 use crate::addr::{Gva, Pfn};
 use crate::folio::{Folio, Record};
 use crate::format::Attrs;
-use crate::sync::Field;
+use crate::sync::{AtomicU64, Field};
 
 /// Words of a record.
 pub(super) const WORDS: usize = 16;

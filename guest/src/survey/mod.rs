@@ -6,7 +6,7 @@
 mod spread;
 mod tally;
 
-use core::sync::atomic::AtomicU64;
+use crate::sync::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::abi::survey::{self, Question, SCHEMES};

@@ -1,6 +1,6 @@
 //! A distribution of relative errors, in words.
 
-use core::sync::atomic::AtomicU64;
+use crate::sync::AtomicU64;
 
 use super::{add, raise};
 use crate::abi::survey;

@@ -1,7 +1,7 @@
 //! Verdicts on answers.
 
+use crate::sync::AtomicU64;
 use core::cmp::Ordering::{self, Equal, Greater, Less};
-use core::sync::atomic::AtomicU64;
 
 use super::add;
 use crate::abi::survey::{Question, Verdict, tally};
