@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::{self, Write as _};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::Machine;
 use crate::abi::checksum;
@@ -15,6 +15,7 @@ use crate::abi::survey;
 use crate::addr::{Gva, Order};
 use crate::mapcount::Accounting;
 use crate::space::{Access, FaultError, Manager, SpaceId};
+use crate::sync::AtomicU64;
 use crate::trace::session::{Site, note_event};
 use crate::trace::{Event, Tenant, stamp};
 

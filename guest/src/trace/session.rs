@@ -3,7 +3,7 @@
 //! The same in a VM and in process; what differs is the [`Site`].
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::{Event, Op, Replay, ReplayError, Tenant, encode, look};
 use crate::abi::OP_WORDS;
@@ -15,6 +15,7 @@ use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::space::{FaultError, Manager, MapError};
 use crate::survey;
+use crate::sync::AtomicU64;
 
 /// Where a session runs: who touches memory, and where its findings go.
 pub trait Site<M, A>: Tenant<M, A> {
@@ -87,7 +88,7 @@ impl Session<'_> {
             site.put(word::OPS, done);
             if self.interval > 0 && done.is_multiple_of(self.interval) || i + 1 == self.trace.len() {
                 let found = check(manager, &recount, site)?;
-                if found.leaves >= most_leaves {
+                if found.leaves > most_leaves || most_leaves == 0 {
                     most_leaves = found.leaves;
                     note_knowledge(manager, &found, site);
                     // Behind the rest: a scheme may learn from being read.
