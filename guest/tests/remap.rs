@@ -135,3 +135,24 @@ fn file_pages_move_with_their_mapping() {
     world.audit();
     world.end(&[file]);
 }
+
+/// What small leaves leave behind when they move away must not be in the way of a large one that moves in, though nothing was mapped there in between.
+#[test]
+fn a_large_leaf_moves_to_where_small_ones_have_been() {
+    let machine = machine_of(FRAMES);
+    let world = World::new(&machine, huge());
+    let space = world.space();
+    world.map(space, BASE + 7, 20, RW, Map::Anon);
+    world.fill(space, BASE + 7..BASE + 27, 1);
+    world.manager.remap(space, at(BASE + 7), 20, at(3 * BASE), 20).unwrap();
+    world.audit();
+    world.map(space, 2 * BASE, 512, RW, Map::Anon);
+    world.fill(space, 2 * BASE..2 * BASE + 512, 2);
+    assert_eq!(world.leaf(space, 2 * BASE).unwrap().1, Level::TWO);
+    world.manager.remap(space, at(2 * BASE), 512, at(BASE), 512).unwrap();
+    assert_eq!(world.leaf(space, BASE).unwrap().1, Level::TWO);
+    world.audit();
+    world.expect(space, BASE..BASE + 512, 2 * BASE, 2);
+    world.expect(space, 3 * BASE..3 * BASE + 20, BASE + 7, 1);
+    world.end(&[]);
+}

@@ -214,15 +214,25 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.remove_vma(space, vma);
         }
         if any {
-            // Tables that lie between the neighbours hold nothing any more. Only those that the range touches can be new among them.
-            let floor = self.vma_below(space, range.start).map_or(0, |vma| vma.end());
-            let ceiling = self.vma_at_or_above(space, range.end).map_or(PAGES_END, |vma| vma.start());
-            let reach = Level::THREE.table_pages();
-            let first = floor.max(range.start & !(reach - 1));
-            let end = ceiling.min((range.end + reach - 1) & !(reach - 1));
-            space.table().prune(self, first, end, flush);
+            self.prune_around(space, &range, flush);
         }
         Ok(())
+    }
+
+    /// Takes away the tables around `range`, in which nothing is mapped, that hold nothing any more: up to the neighbours, but no further than the tables that the
+    /// range touches.
+    pub(super) fn prune_around<'a>(
+        &'a self,
+        space: &Space<'_>,
+        range: &core::ops::Range<u64>,
+        flush: &mut Flush<Removed<'a>>,
+    ) {
+        let floor = self.vma_below(space, range.start).map_or(0, |vma| vma.end());
+        let ceiling = self.vma_at_or_above(space, range.end).map_or(PAGES_END, |vma| vma.start());
+        let reach = Level::THREE.table_pages();
+        let first = floor.max(range.start & !(reach - 1));
+        let end = ceiling.min((range.end + reach - 1) & !(reach - 1));
+        space.table().prune(self, first, end, flush);
     }
 
     /// The part of `vma` that lies in `range`, as a vma of its own.

@@ -511,11 +511,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         table.count_of(self, range, frames).pages as u32
     }
 
-    /// Lets the scheme learn how many leaves `vma` has of `folio`, if it wants to. The caller holds the space.
+    /// Lets the scheme learn how many leaves the owner of `vma` has of `folio`, in that vma and others, if it wants to. The caller holds the space.
     pub(crate) fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
-        A::relearn(&self.counts(folio), vma.space().0, || {
-            let window = vma.window(folio, 0..PAGES_END);
-            self.space(vma.space()).table().count_of(self, window, folio.head()..folio.end()).leaves
+        let id = vma.space();
+        A::relearn(&self.counts(folio), id.0, || {
+            let object = |vma: &Vma<'_>| if folio.is_anon() { vma.family() } else { vma.object() };
+            let of_object = self.vmas(id).filter(|other| object(other) == object(&vma));
+            let leaves = |vma: Vma<'_>| {
+                let window = vma.window(folio, 0..PAGES_END);
+                self.space(id).table().count_of(self, window, folio.head()..folio.end()).leaves
+            };
+            of_object.map(leaves).sum()
         });
     }
 

@@ -80,6 +80,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let end = if at == moved.end { new.end } else { first + vma.pages() };
             self.relocate_vma(space, vma, first..end, flush)?;
         }
+        // The leaves are gone from the old place, and its tables were kept until all had arrived. They must not stay: a larger leaf that is moved there one day
+        // would find a table in its way.
+        self.prune_around(space, &moved, flush);
         Ok(())
     }
 
@@ -114,7 +117,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = self.move_leaves(space, vma, target, flush);
         // Back again: the tables at the old place still stand, so that this takes no frame.
         if result.is_err() && self.move_leaves(space, target, vma, flush).is_ok() {
+            let place = target.start()..target.end();
             self.remove_vma(space, target);
+            self.prune_around(space, &place, flush);
             self.merge_vma(space, vma);
             return result;
         }
