@@ -20,7 +20,8 @@ impl Memory for Frames {
         &self.0[pfn.raw() as usize]
     }
 
-    /// A frame of 4 KiB is a table and must be cleared; larger runs are tenants' memory, whose clearing is not measured here.
+    /// A frame of 4 KiB is a table and must be cleared; larger runs are tenants' memory, whose clearing is
+    /// not measured here.
     fn zero(&self, first: Pfn, count: u64) {
         if count <= 2 {
             for i in 0..count {
@@ -30,6 +31,9 @@ impl Memory for Frames {
             }
         }
     }
+
+    /// Nor is copying.
+    fn copy(&self, _from: Pfn, _to: Pfn) {}
 }
 
 impl Tlb for Frames {

@@ -5,6 +5,8 @@
 
 mod library;
 mod machine;
+mod operation;
+mod work;
 
 use std::process::ExitCode;
 
@@ -15,6 +17,12 @@ fn main() -> ExitCode {
     let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["library"] => false,
         ["library", "--json"] => true,
+        ["operation", op, order, level, scheme] => {
+            let op = work::Op::of_name(op).expect("an operation");
+            let level = quire::addr::Level::new(level.parse().expect("a level"));
+            operation::run(op, work::Shape::new(order.parse().expect("an order"), level), scheme.parse().expect("a scheme"));
+            return ExitCode::SUCCESS;
+        }
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
