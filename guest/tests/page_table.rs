@@ -69,7 +69,8 @@ impl Tables for Heap {
             Pfn::new(next)
         })
     }
-    fn free_table(&self, table: Pfn) {
+    fn free_table(&self, table: Pfn, cleared: bool) {
+        assert!(!cleared || self.entries(table).iter().all(|word| word.load(Relaxed) == 0), "{table:?} holds something");
         assert!(!self.freed.borrow().contains(&table), "{table:?} is freed twice");
         self.freed.borrow_mut().push(table);
     }

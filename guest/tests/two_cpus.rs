@@ -746,7 +746,7 @@ impl Tables for Two {
     fn alloc_table(&self) -> Option<Pfn> {
         Some(Pfn::new(self.next.fetch_add(1, Relaxed)))
     }
-    fn free_table(&self, _table: Pfn) {}
+    fn free_table(&self, _table: Pfn, _cleared: bool) {}
 }
 
 impl Tlb for Two {

@@ -37,6 +37,12 @@ impl Format for LongMode {
         table.address() | PRESENT | WRITE | USER | ACCESSED
     }
 
+    #[inline]
+    fn next_table(raw: u64, level: Level) -> Option<Pfn> {
+        (raw & (PRESENT | PAGE_SIZE) == PRESENT && level != Level::ONE).then(|| Pfn::from_address(raw & FRAME))
+    }
+
+    #[inline]
     fn decode(raw: u64, level: Level) -> Entry {
         if raw & PRESENT == 0 {
             return Entry::Absent;

@@ -113,6 +113,14 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     fn table(table: Pfn) -> u64;
     /// What `raw` at `level` means. A frozen leaf is absent, as it is to the MMU.
     fn decode(raw: u64, level: Level) -> Entry;
+    /// The table that `raw` at `level` points to, if it does: all that a walk wants to know on its way down.
+    #[must_use]
+    fn next_table(raw: u64, level: Level) -> Option<Pfn> {
+        match Self::decode(raw, level) {
+            Entry::Table(next) => Some(next),
+            _ => None,
+        }
+    }
     /// The leaf `raw`, frozen: absent to the MMU, with all that it says kept.
     fn freeze(raw: u64) -> u64;
     /// The leaf that `raw` was before it was frozen; `None` for anything else.

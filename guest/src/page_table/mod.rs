@@ -19,6 +19,7 @@
 mod cursor;
 mod flush;
 
+pub(crate) use cursor::are_absent;
 pub use cursor::{Cursor, OpenError, Part};
 pub use flush::{FLUSH_CAPACITY, Flush};
 
@@ -44,8 +45,8 @@ pub trait Tables {
     fn alloc_split_table(&self) -> Option<Pfn> {
         self.alloc_table()
     }
-    /// Takes a table page back; nothing may walk it any more.
-    fn free_table(&self, table: Pfn);
+    /// Takes a table page back; nothing may walk it any more. `cleared`: all of its entries are absent, so it is known to be zero.
+    fn free_table(&self, table: Pfn, cleared: bool);
 }
 
 /// Where a leaf stands.
@@ -115,10 +116,10 @@ impl<F: Format> PageTable<F> {
         let mut table = self.root;
         loop {
             // Acquire pairs with the Release that links a table: its cleared entries are seen.
-            let entry = F::decode(tables.entries(table)[level.index(page)].load(Acquire), level);
-            match (entry, level.below()) {
-                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
-                _ => return (Place { page: page & !(level.entry_pages() - 1), table, level }, entry),
+            let raw = tables.entries(table)[level.index(page)].load(Acquire);
+            match (F::next_table(raw, level), level.below()) {
+                (Some(next), Some(below)) => (table, level) = (next, below),
+                _ => return (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level)),
             }
         }
     }
@@ -235,18 +236,15 @@ fn prune_below<F: Format, T: Tables, I>(
 ) {
     let Some(below) = level.below() else { return };
     let start = if first > base { level.index(first) } else { 0 };
-    for i in start..ENTRIES {
-        let page = base + i as u64 * level.entry_pages();
-        if page >= end {
-            break;
-        }
-        let word = &tables.entries(table)[i];
-        if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
+    let stop = ((end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
+    for (i, word) in tables.entries(table).iter().enumerate().take(stop).skip(start) {
+        if let Some(next) = F::next_table(word.load(Acquire), level) {
+            let page = base + i as u64 * level.entry_pages();
             prune_below::<F, T, I>(tables, next, below, page, first, end, flush);
             if first <= page && page + level.entry_pages() <= end {
                 let _guard = tables.lock(table);
                 word.store(0, Release);
-                flush.push_table(tables, next);
+                flush.push_table(tables, next, true);
             }
         }
     }

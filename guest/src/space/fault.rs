@@ -16,7 +16,7 @@ use crate::folio::{Folio, FolioFlags, Mapping};
 use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, OpenError, Part, Place};
+use crate::page_table::{Flush, OpenError, Part, Place, Tables, are_absent};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{lock_word, read_lock, write_lock};
 
@@ -236,9 +236,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return false;
         }
         let i = place.level.index(first);
-        crate::page_table::Tables::entries(self, place.table)[i..i + (order.pages() / step) as usize]
-            .iter()
-            .all(|word| word.load(Relaxed) == 0)
+        are_absent(&self.entries(place.table)[i..i + (order.pages() / step) as usize])
     }
 
     /// Maps all of a folio that nobody knows yet at page `first`, or frees it.
@@ -266,7 +264,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Err(OpenError::InTheWay) => return undo(Ok(Again)),
         };
         let i = part.index(first);
-        if !(i..i + leaves).all(|i| part.is_absent(i)) {
+        if !part.are_absent(i..i + leaves) {
             return undo(Ok(Again));
         }
         let batch = batch(vma, &part, 0, folio.pages());
@@ -572,7 +570,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 /// The batch of `pages` pages of a folio, from its page `first` on, in the table of `part`.
-fn batch<M: Memory + Tlb, A: Accounting>(
+pub(super) fn batch<M: Memory + Tlb, A: Accounting>(
     vma: Vma<'_>,
     part: &Part<'_, LongMode, Manager<M, A>>,
     first: u64,

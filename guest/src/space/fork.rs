@@ -69,11 +69,27 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
+        let mut resident = 0;
+        let result = self.copy_parts(from, to, vma, copy, flush, &mut resident);
+        to.rss.fetch_add(resident, Relaxed);
+        result
+    }
+
+    /// As [`copy_leaves`](Self::copy_leaves); adds up the pages that were copied.
+    fn copy_parts<'a>(
+        &'a self,
+        from: &Space<'a>,
+        to: &Space<'a>,
+        vma: Vma<'a>,
+        copy: Vma<'a>,
+        flush: &mut Flush<Removed<'a>>,
+        resident: &mut u64,
+    ) -> Result<(), MapError> {
         let lost = if vma.is_private() { Attrs::WRITE.or(Attrs::EXCLUSIVE) } else { Attrs::NONE };
         let mut cursor = from.table().cursor(self, vma.start(), vma.end());
         while let Some(part) = cursor.next() {
             let range = part.range();
-            if part.straddles() || range.clone().all(|i| part.is_absent(i)) {
+            if part.straddles() || part.are_absent(range.clone()) {
                 // A leaf never reaches across the end of a vma.
                 debug_assert!(!part.straddles(), "a leaf across the end of {vma:?}");
                 continue;
@@ -90,13 +106,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     i += 1;
                     continue;
                 }
-                let (n, resident) = match self.duplicate(vma, copy, &part, &child, i..range.end)? {
-                    Some(n) => (n, n as u64 * part.level().entry_pages()),
-                    None => (1, 0),
-                };
+                let counted = self.duplicate(vma, copy, &part, &child, i..range.end)?;
+                let n = counted.unwrap_or(1);
+                let pages = n as u64 * part.level().entry_pages();
                 part.copy_to(i, n, &child, lost);
-                to.rss.fetch_add(resident, Relaxed);
-                flush.add_pages(part.page(i), n as u64 * part.level().entry_pages());
+                *resident += if counted.is_some() { pages } else { 0 };
+                flush.add_pages(part.page(i), pages);
                 i += n;
             }
         }

@@ -299,7 +299,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn create_space(&self) -> Result<SpaceId, MapError> {
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.spaces.alloc(&self.frames) else {
-            self.free_table(root);
+            self.free_table(root, true);
             return Err(MapError::OutOfFrames);
         };
         self.memory().new_root(root);
@@ -334,7 +334,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         table.prune(self, 0, PAGES_END, &mut flush);
         self.finish(&space, &mut flush);
         drop(guard);
-        self.free_table(table.root());
+        // Its upper half may be the embedder's.
+        self.free_table(table.root(), false);
         self.spaces.free(&self.frames, id.0);
     }
 
@@ -611,7 +612,7 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
         self.new_table(true)
     }
 
-    fn free_table(&self, table: Pfn) {
-        self.frames.free(table, Order::BASE, false);
+    fn free_table(&self, table: Pfn, cleared: bool) {
+        self.frames.free(table, Order::BASE, cleared);
     }
 }
