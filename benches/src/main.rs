@@ -6,6 +6,7 @@
 mod library;
 mod machine;
 mod operation;
+mod peers;
 mod work;
 
 use std::process::ExitCode;
@@ -20,7 +21,11 @@ fn main() -> ExitCode {
         ["operation", op, order, level, scheme] => {
             let op = work::Op::of_name(op).expect("an operation");
             let level = quire::addr::Level::new(level.parse().expect("a level"));
-            operation::run(op, work::Shape::new(order.parse().expect("an order"), level), scheme.parse().expect("a scheme"));
+            operation::run(
+                op,
+                work::Shape::new(order.parse().expect("an order"), level),
+                scheme.parse().expect("a scheme"),
+            );
             return ExitCode::SUCCESS;
         }
         _ => {
@@ -32,13 +37,11 @@ fn main() -> ExitCode {
     if json {
         println!("{}", serde_json::json!({ "rows": rows }));
     } else {
-        println!("{:<10} {:>5}  {:<10} {:>9} {:>9} {:>7}", "what", "order", "scheme", "ns", "floor ns", "ratio");
-        for row in &rows {
-            let ratio = row.quire / row.floor;
-            let (what, order, scheme) = (row.what, row.order, row.scheme);
-            println!("{what:<10} {order:>5}  {scheme:<10} {:>9.2} {:>9.2} {ratio:>7.1}", row.quire, row.floor);
-        }
-        println!("nanoseconds for each 4 KiB page, medians of {} repetitions over 64 MiB", library::REPETITIONS);
+        library::show(&rows);
+        let [hot, cold] = library::REPETITIONS;
+        println!(
+            "nanoseconds for each leaf or call, medians of {hot} repetitions (cold: {cold}) over 16 MiB; peers have no accounting"
+        );
     }
     ExitCode::SUCCESS
 }

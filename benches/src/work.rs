@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::machine::Frames;
 
-/// Pages that the batch operations work on: 64 MiB, and 1 GiB where one leaf maps that.
-pub(crate) const PAGES: u64 = 16384;
+/// Pages that the batch operations work on: 16 MiB, and 1 GiB where one leaf maps that.
+pub(crate) const PAGES: u64 = 4096;
 /// How often an operation on one page is done.
 pub(crate) const TIMES: u64 = 512;
 const AT: Gva = Gva::new(0x10_0000_0000);
@@ -137,12 +137,20 @@ impl<A: Accounting> World<A> {
         let policy = Policy { max_leaf: shape.leaf, ..Policy::only(shape.order) };
         // The first of two equal ranges is one folio, whose contents nobody touches: no memory stands behind it, nor behind most of the other one.
         let gib = Order::GIGANTIC.pages();
-        let small = [Pfn::new(0)..Pfn::new(2 * PAGES)];
+        let small = [Pfn::new(0)..Pfn::new(3 * PAGES)];
         let large = [Pfn::new(gib)..Pfn::new(2 * gib), Pfn::new(0)..Pfn::new(gib)];
         let ranges = if shape.order == Order::GIGANTIC { &large[..] } else { &small[..] };
-        let manager = Manager::new(Frames::new(2 * PAGES as usize), ranges, true, policy).expect("enough frames");
+        let manager = Manager::new(Frames::new(3 * PAGES as usize), ranges, true, policy).expect("enough frames");
         let space = manager.create_space().expect("a frame");
         Self { manager, space, shape }
+    }
+
+    /// Whether the scheme can count such leaves at all: folios are smaller where it cannot.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.reserve();
+        let fault = self.manager.fault(self.space, AT, Access::Write).expect("enough frames");
+        self.release();
+        fault.order == self.shape.order
     }
 
     /// Every operation that makes sense once, in an order that leaves nothing behind.

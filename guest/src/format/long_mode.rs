@@ -25,6 +25,7 @@ impl Format for LongMode {
     const ROOT: Level = Level::new(4);
     const MAX_LEAF: Level = Level::THREE;
 
+    #[inline]
     fn leaf(leaf: Leaf, level: Level) -> u64 {
         let size = if level == Level::ONE { 0 } else { PAGE_SIZE };
         let nx = if leaf.attrs.has(Attrs::EXEC) { 0 } else { NO_EXECUTE };
@@ -33,6 +34,7 @@ impl Format for LongMode {
 
     /// Rights of a tenant's address are those of the leaf: tables allow everything. Accessed is preset,
     /// because nobody reads it from a table and setting it costs the MMU a locked access.
+    #[inline]
     fn table(table: Pfn) -> u64 {
         table.address() | PRESENT | WRITE | USER | ACCESSED
     }
@@ -62,14 +64,17 @@ impl Format for LongMode {
         Entry::Leaf(Leaf { pfn, attrs })
     }
 
+    #[inline]
     fn freeze(raw: u64) -> u64 {
         raw & !PRESENT | FROZEN
     }
 
+    #[inline]
     fn thaw(raw: u64) -> Option<u64> {
         (raw & (PRESENT | FROZEN) == FROZEN).then_some(raw & !FROZEN | PRESENT)
     }
 
+    #[inline]
     fn set_bits(attrs: Attrs) -> u64 {
         let bit = |attr, bit| if attrs.has(attr) { bit } else { 0 };
         bit(Attrs::WRITE, WRITE)
@@ -80,6 +85,7 @@ impl Format for LongMode {
             | bit(Attrs::UNTRACKED, UNTRACKED)
     }
 
+    #[inline]
     fn clear_bits(attrs: Attrs) -> u64 {
         if attrs.has(Attrs::EXEC) { NO_EXECUTE } else { 0 }
     }

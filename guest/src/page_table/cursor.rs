@@ -156,10 +156,20 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             };
             at_level = at_level.below().ok_or(OpenError::InTheWay)?;
         }
+        Ok(self.open_table(table, level, held))
+    }
+
+    /// As [`open`](Self::open), of the table where a walk to a page of it has ended: the caller has kept it from going since.
+    pub fn open_at(&mut self, place: Place) -> Part<'a, F, T> {
+        self.open_table(place.table, place.level, None)
+    }
+
+    fn open_table(&mut self, table: Pfn, level: Level, held: Option<Pfn>) -> Part<'a, F, T> {
         let base = self.at & !(level.table_pages() - 1);
         let first = level.index(self.at);
         let end = ((self.end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
-        let part = Part {
+        self.at = base + end as u64 * level.entry_pages();
+        Part {
             tables: self.tables,
             table,
             entries: self.tables.entries(table),
@@ -169,9 +179,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             straddles: false,
             _guard: (held != Some(table)).then(|| self.tables.lock(table)),
             format: PhantomData,
-        };
-        self.at = base + end as u64 * level.entry_pages();
-        Ok(part)
+        }
     }
 
     /// Turns the table that spans the 512 entries around the current position, all of them leaves of consecutive memory
@@ -191,7 +199,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             let entries = self.tables.entries(child);
             let Entry::Leaf(first) = F::decode(entries[0].load(Relaxed), below) else { return None };
             if first.pfn.raw() & (level.entry_pages() - 1) != 0
-                || run_length::<F>(entries, below, Attrs::ACCESSED_DIRTY) < ENTRIES
+                || run::<F>(entries, below, Attrs::ACCESSED_DIRTY).leaves < ENTRIES
             {
                 return None;
             }
@@ -214,18 +222,27 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
 
     /// The deepest table on the way to the current position.
     fn descend(&self) -> (Pfn, Level) {
-        let mut level = F::ROOT;
-        let mut table = self.root;
-        loop {
-            match (self.next_table(table, level), level.below()) {
-                (Some(next), Some(below)) => (table, level) = (next, below),
-                _ => return (table, level),
-            }
-        }
+        let (table, level, _) = descend::<F, T>(self.tables, self.root, self.at);
+        (table, level)
     }
 }
 
+/// The deepest table on the way to `page`, its level, and its entry there.
+#[inline]
+pub(super) fn descend<F: Format, T: Tables>(tables: &T, root: Pfn, page: u64) -> (Pfn, Level, u64) {
+    let (mut table, mut level) = (root, F::ROOT);
+    // Acquire pairs with the Release that links a table: its cleared entries are seen.
+    let raw_at = |table, level: Level| tables.entries(table)[level.index(page)].load(Acquire);
+    while let Some(below) = level.below() {
+        let raw = raw_at(table, level);
+        let Some(next) = F::next_table(raw, level) else { return (table, level, raw) };
+        (table, level) = (next, below);
+    }
+    (table, level, raw_at(table, level))
+}
+
 /// Whether all of `words` hold nothing.
+#[inline]
 pub(crate) fn are_absent(words: &[AtomicU64]) -> bool {
     let union = |words: &[AtomicU64]| words.iter().fold(0, |union, word| union | word.load(Relaxed));
     let (chunks, rest) = words.as_chunks::<CHUNK>();
@@ -247,47 +264,65 @@ type Chunk = [AtomicU64; CHUNK];
 /// The bits in which entries may differ from a run that starts with `first`, as a union.
 #[inline(always)]
 fn difference(chunk: &Chunk, first: u64, step: u64) -> u64 {
-    let (mut expected, mut difference) = (first, 0);
-    for word in chunk {
-        difference |= word.load(Relaxed) ^ expected;
-        expected = expected.wrapping_add(step);
-    }
-    difference
+    // Each from the first, not from the one before: a chain of sums would take a cycle for each.
+    (0..CHUNK).fold(0, |difference, k| difference | chunk[k].load(Relaxed) ^ first.wrapping_add(step * k as u64))
 }
 
 /// Writes a run that starts with `first`.
 #[inline(always)]
 fn fill(words: &[AtomicU64], first: u64, step: u64) {
     let mut raw = first;
-    let mut put = |word: &AtomicU64| {
-        // Release: the memory's contents and counts are there before a walk can reach it.
-        word.store(raw, Release);
-        raw = raw.wrapping_add(step);
+    let mut put = |words: &[AtomicU64]| {
+        for (k, word) in words.iter().enumerate() {
+            // Release: the memory's contents and counts are there before a walk can reach it.
+            word.store(raw.wrapping_add(step * k as u64), Release);
+        }
+        raw = raw.wrapping_add(step * CHUNK as u64);
     };
     let (chunks, rest) = words.as_chunks::<CHUNK>();
-    for chunk in chunks {
-        chunk.iter().for_each(&mut put);
-    }
-    rest.iter().for_each(put);
+    chunks.iter().for_each(|chunk| put(chunk));
+    put(rest);
 }
 
-/// How many of `words`, the first of which is a leaf, map consecutive memory and differ at most in `ignore`.
-fn run_length<F: Format>(words: &[AtomicU64], level: Level, ignore: Attrs) -> usize {
+/// The leaves at the start of `words`, one at least, that map consecutive memory and differ at most in `ignore`.
+fn run<F: Format>(words: &[AtomicU64], level: Level, ignore: Attrs) -> Run {
+    let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
     let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
     let step = F::leaf_step(level);
     let first = words[0].load(Relaxed);
     let expected = |n: usize| first.wrapping_add(step.wrapping_mul(n as u64));
-    let mut n = 0;
+    let (mut n, mut union) = (0, 0);
     for chunk in words.as_chunks::<CHUNK>().0 {
-        if difference(chunk, expected(n), step) & !ignore != 0 {
+        let difference = difference(chunk, expected(n), step);
+        if difference & !ignore != 0 {
             break;
         }
+        union |= difference;
         n += CHUNK;
     }
-    while n < words.len() && (words[n].load(Relaxed) ^ expected(n)) & !ignore == 0 {
+    for word in &words[n..] {
+        let difference = word.load(Relaxed) ^ expected(n);
+        if difference & !ignore != 0 {
+            break;
+        }
+        union |= difference;
         n += 1;
     }
-    n
+    Run { leaves: n, alike: (first & settled == settled && union == 0).then_some(first) }
+}
+
+/// Leaves of consecutive memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many.
+    pub leaves: usize,
+    /// The first of them, when all are settled (accessed and dirty, so that no MMU changes them) and differ in nothing but the frame.
+    alike: Option<u64>,
+}
+
+impl Run {
+    /// One entry, whatever it is.
+    pub const ONE: Self = Self { leaves: 1, alike: None };
 }
 
 /// A stretch of entries of one table page, under the lock of that page. Indexes are those of the table, within
@@ -390,6 +425,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Whether all of `range` [is absent](Self::is_absent).
     #[must_use]
+    #[inline]
     pub fn are_absent(&self, range: Range<usize>) -> bool {
         are_absent(&self.entries[range])
     }
@@ -397,7 +433,13 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
     #[must_use]
     pub fn run_length(&self, i: usize, max: usize, ignore: Attrs) -> usize {
-        run_length::<F>(&self.entries[i..i + max], self.level, ignore)
+        self.run(i, max, ignore).leaves
+    }
+
+    /// As [`run_length`](Self::run_length), with what [`copy_to`](Self::copy_to) wants to know.
+    #[must_use]
+    pub fn run(&self, i: usize, max: usize, ignore: Attrs) -> Run {
+        run::<F>(&self.entries[i..i + max], self.level, ignore)
     }
 
     /// How many of the entries `range` are leaves, frozen or not, that map a frame of `first..end`.
@@ -538,12 +580,21 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         rest.iter().for_each(one);
     }
 
-    /// Copies `n` leaves from `i` on to the same indexes of `to`, a part of another table at the same level, and takes `remove` away from
-    /// both. Each entry is read once and written at most once on either side.
-    pub fn copy_to(&self, i: usize, n: usize, to: &Self, remove: Attrs) {
-        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+    /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away
+    /// from both. Each entry is written at most once on either side.
+    pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
         let clear = F::set_bits(remove);
-        let one = |(from, to): (&AtomicU64, &AtomicU64)| {
+        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
+        if let Some(first) = run.alike {
+            let step = F::leaf_step(self.level);
+            fill(to, first & !clear, step);
+            if first & clear != 0 {
+                fill(from, first & !clear, step);
+            }
+            return;
+        }
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        for (from, to) in from.iter().zip(to) {
             let raw = from.load(Relaxed);
             to.store(raw & !clear, Relaxed);
             if raw & clear != 0 {
@@ -553,22 +604,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
                     from.fetch_and(!clear, AcqRel);
                 }
             }
-        };
-        let (from, from_rest) = self.entries[i..i + n].as_chunks::<CHUNK>();
-        let (to, to_rest) = to.entries[i..i + n].as_chunks::<CHUNK>();
-        for (from, to) in from.iter().zip(to) {
-            let raws = from.each_ref().map(|word| word.load(Relaxed));
-            let (all, any) = raws.into_iter().fold((settled, 0), |(all, any), raw| (all & raw, any | raw));
-            if all == settled {
-                to.iter().zip(raws).for_each(|(to, raw)| to.store(raw & !clear, Relaxed));
-                if any & clear != 0 {
-                    from.iter().zip(raws).for_each(|(from, raw)| from.store(raw & !clear, Relaxed));
-                }
-            } else {
-                from.iter().zip(to).for_each(one);
-            }
         }
-        from_rest.iter().zip(to_rest).for_each(one);
     }
 
     /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table.

@@ -20,7 +20,7 @@ mod cursor;
 mod flush;
 
 pub(crate) use cursor::are_absent;
-pub use cursor::{Cursor, OpenError, Part};
+pub use cursor::{Cursor, OpenError, Part, Run};
 pub use flush::{FLUSH_CAPACITY, Flush};
 
 use core::marker::PhantomData;
@@ -112,16 +112,8 @@ impl<F: Format> PageTable<F> {
 
     /// The deepest entry on the way to `page`: a leaf, or absent. `place.page` is the first page it spans.
     pub fn deepest<T: Tables>(self, tables: &T, page: u64) -> (Place, Entry) {
-        let mut level = F::ROOT;
-        let mut table = self.root;
-        loop {
-            // Acquire pairs with the Release that links a table: its cleared entries are seen.
-            let raw = tables.entries(table)[level.index(page)].load(Acquire);
-            match (F::next_table(raw, level), level.below()) {
-                (Some(next), Some(below)) => (table, level) = (next, below),
-                _ => return (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level)),
-            }
-        }
+        let (table, level, raw) = cursor::descend::<F, T>(tables, self.root, page);
+        (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level))
     }
 
     /// Visits every leaf below page `end`, all leaves of a table before the tables below it, in address order within a table.

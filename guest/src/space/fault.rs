@@ -197,7 +197,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 continue;
             };
             let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
-            match self.map_new(space, vma, folio, first, level, attrs) {
+            let table = (place.level == level).then_some(place);
+            match self.map_new(space, vma, folio, first, level, table, attrs) {
                 Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
                 Ok(Again) => return Ok(Again),
                 // No representation, or no room for so many: a smaller folio may do.
@@ -239,7 +240,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         are_absent(&self.entries(place.table)[i..i + (order.pages() / step) as usize])
     }
 
-    /// Maps all of a folio that nobody knows yet at page `first`, or frees it.
+    /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `table` is the place in the table of `level`, if there was one.
     fn map_new(
         &self,
         space: &Space<'_>,
@@ -247,6 +248,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         first: u64,
         level: Level,
+        table: Option<Place>,
         attrs: Attrs,
     ) -> Result<Attempt, FaultError> {
         let leaves = (folio.pages() >> level.page_shift()) as usize;
@@ -258,7 +260,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if leaves as u64 > self.ref_limit.load(Relaxed) {
             return undo(Err(FaultError::Refused(Refused::Overflow)));
         }
-        let part = match space.table().cursor(self, first, first + folio.pages()).open(level) {
+        let mut cursor = space.table().cursor(self, first, first + folio.pages());
+        // A table stays while the space is held.
+        let opened = match table {
+            Some(place) => Ok(cursor.open_at(place)),
+            None => cursor.open(level),
+        };
+        let part = match opened {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
             Err(OpenError::InTheWay) => return undo(Ok(Again)),
