@@ -53,15 +53,8 @@ impl Format for LongMode {
         if level != Level::ONE && raw & PAGE_SIZE == 0 {
             return Entry::Table(pfn);
         }
-        let attrs = Attrs::NONE
-            .with_if(raw & WRITE != 0, Attrs::WRITE)
-            .with_if(raw & USER != 0, Attrs::USER)
-            .with_if(raw & NO_EXECUTE == 0, Attrs::EXEC)
-            .with_if(raw & ACCESSED != 0, Attrs::ACCESSED)
-            .with_if(raw & DIRTY != 0, Attrs::DIRTY)
-            .with_if(raw & EXCLUSIVE != 0, Attrs::EXCLUSIVE)
-            .with_if(raw & UNTRACKED != 0, Attrs::UNTRACKED);
-        Entry::Leaf(Leaf { pfn, attrs })
+        let attrs = Attrs((raw & SAME) as u16);
+        Entry::Leaf(Leaf { pfn, attrs: attrs.with_if(raw & NO_EXECUTE == 0, Attrs::EXEC) })
     }
 
     #[inline]
@@ -76,13 +69,7 @@ impl Format for LongMode {
 
     #[inline]
     fn set_bits(attrs: Attrs) -> u64 {
-        let bit = |attr, bit| if attrs.has(attr) { bit } else { 0 };
-        bit(Attrs::WRITE, WRITE)
-            | bit(Attrs::USER, USER)
-            | bit(Attrs::ACCESSED, ACCESSED)
-            | bit(Attrs::DIRTY, DIRTY)
-            | bit(Attrs::EXCLUSIVE, EXCLUSIVE)
-            | bit(Attrs::UNTRACKED, UNTRACKED)
+        attrs.0 as u64 & SAME
     }
 
     #[inline]
@@ -91,6 +78,14 @@ impl Format for LongMode {
     }
 }
 
+/// Bits that stand where [`Attrs`] has them.
+const SAME: u64 = WRITE | USER | ACCESSED | DIRTY | EXCLUSIVE | UNTRACKED;
+const _: () = {
+    assert!(SAME == Attrs::ALL.without(Attrs::EXEC).0 as u64);
+    assert!(Attrs::WRITE.0 as u64 == WRITE && Attrs::USER.0 as u64 == USER);
+    assert!(Attrs::ACCESSED.0 as u64 == ACCESSED && Attrs::DIRTY.0 as u64 == DIRTY);
+    assert!(Attrs::EXCLUSIVE.0 as u64 == EXCLUSIVE && Attrs::UNTRACKED.0 as u64 == UNTRACKED);
+};
 const _: () = assert!(PRESENT | WRITE | USER | ACCESSED | DIRTY | PAGE_SIZE == 0xe7);
 
 #[cfg(test)]

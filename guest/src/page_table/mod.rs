@@ -229,7 +229,16 @@ fn prune_below<F: Format, T: Tables, I>(
     let Some(below) = level.below() else { return };
     let start = if first > base { level.index(first) } else { 0 };
     let stop = ((end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
-    for (i, word) in tables.entries(table).iter().enumerate().take(stop).skip(start) {
+    let entries = tables.entries(table);
+    let mut i = start;
+    while i < stop {
+        // Most of a table holds nothing.
+        let rest = &entries[i..stop];
+        if rest.first_chunk::<8>().is_some_and(|chunk| are_absent(chunk)) {
+            i += 8;
+            continue;
+        }
+        let word = &rest[0];
         if let Some(next) = F::next_table(word.load(Acquire), level) {
             let page = base + i as u64 * level.entry_pages();
             prune_below::<F, T, I>(tables, next, below, page, first, end, flush);
@@ -239,5 +248,6 @@ fn prune_below<F: Format, T: Tables, I>(
                 flush.push_table(tables, next, true);
             }
         }
+        i += 1;
     }
 }
