@@ -347,6 +347,8 @@ fn leaves_of_one_gib() {
     assert!(world.manager.trim());
 }
 
+type Change = fn(u64) -> u64;
+
 /// Runs are looked at several entries at a time: one that is unlike the others, wherever it stands, must be seen.
 #[test]
 fn a_run_is_as_long_as_its_entries_say() {
@@ -357,7 +359,7 @@ fn a_run_is_as_long_as_its_entries_say() {
     let settled = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED_DIRTY);
     for (i, n, odd) in (0..3).flat_map(|i| (1..40).flat_map(move |n| (0..=n).map(move |odd| (i, n, odd)))) {
         // Not accessed; other rights; not consecutive; frozen; absent.
-        let unlike: [(fn(u64) -> u64, bool, bool); 5] = [
+        let unlike: [(Change, bool, bool); 5] = [
             (|raw| raw & !LongMode::set_bits(Attrs::ACCESSED), true, false),
             (|raw| raw & !LongMode::set_bits(Attrs::WRITE) | LongMode::set_bits(Attrs::EXCLUSIVE), true, false),
             (|raw| raw + ENTRY, false, true),

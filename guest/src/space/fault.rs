@@ -196,9 +196,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 }
                 continue;
             };
-            let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
             let table = (place.level == level).then_some(place);
-            match self.map_new(space, vma, folio, first, level, table, attrs) {
+            match self.map_new(space, vma, folio, first, level, table) {
                 Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
                 Ok(Again) => return Ok(Again),
                 // No representation, or no room for so many: a smaller folio may do.
@@ -249,7 +248,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         first: u64,
         level: Level,
         table: Option<Place>,
-        attrs: Attrs,
     ) -> Result<Attempt, FaultError> {
         let leaves = (folio.pages() >> level.page_shift()) as usize;
         folio.init_refs(leaves as u32);
@@ -279,6 +277,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // All of the folio, which nobody has mapped yet: nothing stands beside it.
         match self.count(folio, &batch, Neighbours::default()) {
             Ok(()) => {
+                let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
                 part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
                 space.rss.fetch_add(folio.pages(), Relaxed);
                 Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
