@@ -1,20 +1,39 @@
 //! `quire-benches library`: the manager's own cost in this process, beside a loop of bare stores, by folio order and scheme.
 //!
-//! Clearing frames is left out on both sides, folios are mapped by 4 KiB leaves, and nobody walks the tables. Floor and schemes take turns within every
-//! repetition; medians are shown.
+//! Clearing and copying frames is left out on both sides, and nobody walks the tables. Floor, schemes and peers take turns within every repetition;
+//! medians and quartiles are shown, and `total` twice, as a measure of the noise. `quire-benches instructions` counts instructions instead.
 
+mod golden;
 mod library;
 mod machine;
+mod operation;
+mod peers;
+mod work;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: quire-benches library [--json]";
+use quire::addr::Level;
+
+const USAGE: &str =
+    "usage: quire-benches library [--json] | instructions [--update] | operation NAME ORDER LEVEL SCHEME";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["library"] => false,
         ["library", "--json"] => true,
+        ["instructions"] => return golden::run(false),
+        ["instructions", "--update"] => return golden::run(true),
+        ["operation", op, order, level, scheme] => {
+            let shape =
+                || Some((work::Op::of_name(op)?, order.parse().ok()?, level.parse().ok()?, scheme.parse().ok()?));
+            let Some((op, order @ 0..=18, level @ 1..=3, scheme)) = shape() else {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            };
+            operation::run(op, work::Shape::new(order, Level::new(level)), scheme);
+            return ExitCode::SUCCESS;
+        }
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -24,13 +43,11 @@ fn main() -> ExitCode {
     if json {
         println!("{}", serde_json::json!({ "rows": rows }));
     } else {
-        println!("{:<10} {:>5}  {:<10} {:>9} {:>9} {:>7}", "what", "order", "scheme", "ns", "floor ns", "ratio");
-        for row in &rows {
-            let ratio = row.quire / row.floor;
-            let (what, order, scheme) = (row.what, row.order, row.scheme);
-            println!("{what:<10} {order:>5}  {scheme:<10} {:>9.2} {:>9.2} {ratio:>7.1}", row.quire, row.floor);
-        }
-        println!("nanoseconds for each 4 KiB page, medians of {} repetitions over 64 MiB", library::REPETITIONS);
+        library::show(&rows);
+        let [hot, cold] = library::REPETITIONS;
+        println!(
+            "nanoseconds for each leaf or call, medians of {hot} repetitions (cold: {cold}) over 16 MiB; peers have no accounting"
+        );
     }
     ExitCode::SUCCESS
 }

@@ -43,6 +43,7 @@ pub fn lock_bit(word: &AtomicU64, bit: u64) -> BitGuard<'_> {
 }
 
 impl Drop for BitGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         // A locked and: other bits of the word may be changed by CPUs that do not hold the lock.
         tally::note();
@@ -51,6 +52,7 @@ impl Drop for BitGuard<'_> {
 }
 
 /// Spins until bit `bit` of `word` is ours; the word before. The caller clears the bit by a store with Release.
+#[inline]
 pub(crate) fn take_bit(word: &AtomicU64, bit: u64) -> u64 {
     loop {
         tally::note();
@@ -81,6 +83,7 @@ pub(crate) fn lock_state(word: &AtomicU64, bit: u64) -> StateGuard<'_> {
 }
 
 impl Drop for StateGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.word.store(self.word.load(Relaxed) & !self.bit, Release);
     }
@@ -93,6 +96,7 @@ impl Drop for StateGuard<'_> {
 pub struct WordGuard<'a>(&'a AtomicU64);
 
 /// Spins until `word` is ours; nothing else may live in it.
+#[inline]
 pub fn lock_word(word: &AtomicU64) -> WordGuard<'_> {
     tally::note();
     // Acquire pairs with the Release in `drop`.
@@ -105,6 +109,7 @@ pub fn lock_word(word: &AtomicU64) -> WordGuard<'_> {
 }
 
 impl Drop for WordGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.store(0, Release);
     }
@@ -123,6 +128,7 @@ pub struct ReadGuard<'a>(&'a AtomicU64);
 pub struct WriteGuard<'a>(&'a AtomicU64);
 
 /// Spins until `word` may be read under.
+#[inline]
 pub fn read_lock(word: &AtomicU64) -> ReadGuard<'_> {
     loop {
         let now = word.load(Relaxed);
@@ -136,6 +142,7 @@ pub fn read_lock(word: &AtomicU64) -> ReadGuard<'_> {
 }
 
 /// Spins until `word` is exclusively ours.
+#[inline]
 pub fn write_lock(word: &AtomicU64) -> WriteGuard<'_> {
     loop {
         tally::note();
@@ -174,6 +181,7 @@ pub fn end_read(word: &AtomicU64) {
 }
 
 impl Drop for ReadGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         tally::note();
         self.0.fetch_sub(1, Release);
@@ -181,6 +189,7 @@ impl Drop for ReadGuard<'_> {
 }
 
 impl Drop for WriteGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.store(0, Release);
     }
@@ -249,6 +258,7 @@ impl<'a> Count32<'a> {
     /// Adds `n` with one locked operation; the count before. Counts are kept far below 2^31 by the overflow
     /// limit, so the low half never carries into the high one.
     #[expect(clippy::should_implement_trait, reason = "a locked operation, not a sum")]
+    #[inline]
     pub fn add(self, n: u32) -> u32 {
         tally::note();
         (self.word.fetch_add(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32
@@ -269,6 +279,7 @@ impl<'a> Count32<'a> {
     /// # Panics
     /// In debug builds, when the count was below `n`: that is a bug of the caller.
     #[expect(clippy::should_implement_trait, reason = "a locked operation, not a difference")]
+    #[inline]
     pub fn sub(self, n: u32) -> u32 {
         tally::note();
         let before = (self.word.fetch_sub(u64::from(n) << self.shift, Relaxed) >> self.shift) as u32;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{ENTRIES, Level, Order, Pfn};
-use quire::format::{Attrs, Entry, Leaf, LongMode};
+use quire::format::{Attrs, Entry, Format, Leaf, LongMode};
 use quire::mapcount::Total;
 use quire::memory::{FlushScope, Memory, Tlb};
 use quire::model::EmulatedMemory;
@@ -69,7 +69,11 @@ impl Tables for Heap {
             Pfn::new(next)
         })
     }
-    fn free_table(&self, table: Pfn) {
+    fn free_table(&self, table: Pfn, cleared: bool) {
+        assert!(
+            !cleared || self.entries(table).iter().all(|word| word.load(Relaxed) == 0),
+            "{table:?} holds something"
+        );
         assert!(!self.freed.borrow().contains(&table), "{table:?} is freed twice");
         self.freed.borrow_mut().push(table);
     }
@@ -341,4 +345,90 @@ fn leaves_of_one_gib() {
         world.leave(space);
     }
     assert!(world.manager.trim());
+}
+
+type Change = fn(u64) -> u64;
+
+/// Runs are looked at several entries at a time: one that is unlike the others, wherever it stands, must be seen.
+#[test]
+fn a_run_is_as_long_as_its_entries_say() {
+    const ENTRY: u64 = 1 << 12;
+    let step = LongMode::leaf_step(Level::ONE);
+    let (heap, child) = (Heap::new(), Heap::new());
+    let (table, copy) = (heap.table(), child.table());
+    let settled = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED_DIRTY);
+    for (i, n, odd) in (0..3).flat_map(|i| (1..40).flat_map(move |n| (0..=n).map(move |odd| (i, n, odd)))) {
+        // Not accessed; other rights; not consecutive; frozen; absent.
+        let unlike: [(Change, bool, bool); 5] = [
+            (|raw| raw & !LongMode::set_bits(Attrs::ACCESSED), true, false),
+            (|raw| raw & !LongMode::set_bits(Attrs::WRITE) | LongMode::set_bits(Attrs::EXCLUSIVE), true, false),
+            (|raw| raw + ENTRY, false, true),
+            (LongMode::freeze, false, true),
+            (|_| 0, false, false),
+        ];
+        for (unlike, same_run, counted) in unlike {
+            let fill = |heap: &Heap, table: PageTable<LongMode>| {
+                let part = table.cursor(heap, 0, 512).open(Level::ONE).unwrap();
+                part.install(i, n, Leaf { pfn: Pfn::new(0x1000), attrs: settled });
+                let entries = heap.entries(part.table());
+                (0..n).for_each(|k| {
+                    assert_eq!(
+                        entries[i + k].load(Relaxed),
+                        LongMode::leaf(Leaf { pfn: Pfn::new(0x1000), attrs: settled }, Level::ONE) + step * k as u64
+                    );
+                });
+                if odd < n {
+                    entries[i + odd].store(unlike(entries[i + odd].load(Relaxed)), Relaxed);
+                }
+            };
+            fill(&heap, table);
+            let part = table.cursor(&heap, 0, 512).next().unwrap();
+            let entries = heap.entries(part.table());
+            let before: Vec<u64> = entries.iter().map(|word| word.load(Relaxed)).collect();
+            // What ends a run at its first entry begins one there.
+            let expected = if same_run || odd == n || n == 1 {
+                n
+            } else if odd == 0 {
+                1
+            } else {
+                odd
+            };
+            let run = part.run(i, n, Attrs::ALL);
+            assert_eq!((run.leaves, part.run_length(i, n, Attrs::ALL)), (expected, expected), "{i} {n} {odd}");
+            assert_eq!(part.are_absent(i..i + n), n == 1 && odd == 0 && !same_run && !counted);
+
+            let to = copy.cursor(&child, 0, 512).open(Level::ONE).unwrap();
+            part.copy_to(i, run, &to, Attrs::WRITE);
+            let write = LongMode::set_bits(Attrs::WRITE);
+            for k in 0..ENTRIES {
+                let copied = (i..i + expected).contains(&k);
+                let after = if copied { before[k] & !write } else { before[k] };
+                assert_eq!(entries[k].load(Relaxed), after, "{i} {n} {odd} {k}");
+                assert_eq!(child.entries(to.table())[k].load(Relaxed), if copied { after } else { 0 });
+                entries[k].store(before[k], Relaxed);
+            }
+
+            let union = before[i..i + expected]
+                .iter()
+                .filter_map(|&raw| match LongMode::decode(LongMode::thaw(raw).unwrap_or(raw), Level::ONE) {
+                    Entry::Leaf(leaf) => Some(leaf.attrs),
+                    _ => None,
+                })
+                .fold(Attrs::NONE, Attrs::or);
+            assert_eq!(part.take_run(i, n), (expected, union), "{i} {n} {odd}");
+            for k in 0..ENTRIES {
+                let taken = (i..i + expected).contains(&k);
+                assert_eq!(entries[k].load(Relaxed), if taken { 0 } else { before[k] });
+                entries[k].store(before[k], Relaxed);
+            }
+            part.change(i, n, Attrs::WRITE, Attrs::EXEC);
+            for k in i..i + n {
+                let nx = 1 << 63;
+                assert_eq!(entries[k].load(Relaxed), before[k] & !write & !nx);
+            }
+            for words in [entries, child.entries(to.table())] {
+                words.iter().for_each(|word| word.store(0, Relaxed));
+            }
+        }
+    }
 }

@@ -746,7 +746,7 @@ impl Tables for Two {
     fn alloc_table(&self) -> Option<Pfn> {
         Some(Pfn::new(self.next.fetch_add(1, Relaxed)))
     }
-    fn free_table(&self, _table: Pfn) {}
+    fn free_table(&self, _table: Pfn, _cleared: bool) {}
 }
 
 impl Tlb for Two {
@@ -842,7 +842,7 @@ fn copy_to_loses_no_bit() {
     let copy: PageTable<LongMode> = PageTable::new(Pfn::new(1));
     late_bits(|part, i| {
         let to = copy.cursor(&other, 0, 512).open(Level::ONE).unwrap();
-        part.copy_to(i, 1, &to, Attrs::WRITE);
+        part.copy_to(i, part.run(i, 1, Attrs::ALL), &to, Attrs::WRITE);
         false
     });
 }

@@ -105,6 +105,8 @@ pub struct Frames<M> {
     page_counts: usize,
     lock: AtomicU64,
     heads: [[AtomicU64; NR_ORDERS]; 2],
+    /// Which of the lists are not empty: bit n for order n.
+    filled: [AtomicU64; 2],
     has_spare: AtomicBool,
     free: AtomicU64,
     reserve: AtomicU64,
@@ -162,6 +164,7 @@ impl<M: Memory> Frames<M> {
             page_counts,
             lock: AtomicU64::new(0),
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
+            filled: [const { AtomicU64::new(0) }; 2],
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
@@ -367,14 +370,14 @@ impl<M: Memory> Frames<M> {
                 })
                 .map(|(first, zeroed)| Run { pfn: Pfn::new(first * BLOCK), zeroed })
         }?;
-        self.free.fetch_sub(1 << order, Relaxed);
+        add_to(&self.free, -(1 << order));
         Some(run)
     }
 
     /// Gives back a run that [`Frames::alloc`] gave.
     pub fn free(&self, pfn: Pfn, order: Order, zeroed: bool) {
         let _guard = lock_word(&self.lock);
-        self.free.fetch_add(order.pages(), Relaxed);
+        add_to(&self.free, order.pages() as i64);
         if order >= Order::HUGE {
             self.put_blocks(pfn.raw() / BLOCK, order.get(), zeroed);
         } else {
@@ -396,26 +399,23 @@ impl<M: Memory> Frames<M> {
     }
 
     fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
-        for zero in [want_zero, !want_zero] {
-            for found in order..=MAX_SMALL {
-                let head = self.heads[usize::from(zero)][usize::from(found)].load(Relaxed);
-                if head == 0 {
-                    continue;
-                }
-                let pfn = Pfn::new(head - 1);
-                self.unlink_small(pfn, found, zero);
-                self.count_free(pfn, -(1 << found));
-                let mut order_now = found;
-                while order_now > order {
-                    order_now -= 1;
-                    let upper = pfn.add(1 << order_now);
-                    self.link_small(upper, order_now, zero);
-                    self.count_free(upper, 1 << order_now);
-                }
-                return Some(Run { pfn, zeroed: zero });
-            }
+        let (zero, found) = self.lowest_list(order..MAX_SMALL + 1, want_zero)?;
+        let pfn = Pfn::new(self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1);
+        self.unlink_small(pfn, found, zero);
+        self.count_free(pfn, -(1 << order));
+        for half in (order..found).rev() {
+            self.link_small(pfn.add(1 << half), half, zero);
         }
-        None
+        Some(Run { pfn, zeroed: zero })
+    }
+
+    /// The list of the lowest of `orders` that has something, of runs known to be zero or not as wanted, or else of the others.
+    fn lowest_list(&self, orders: Range<u8>, want_zero: bool) -> Option<(bool, u8)> {
+        let within = (1 << orders.end) - (1 << orders.start);
+        [want_zero, !want_zero].into_iter().find_map(|zero| {
+            let filled = self.filled[usize::from(zero)].load(Relaxed) & within;
+            (filled != 0).then(|| (zero, filled.trailing_zeros() as u8))
+        })
     }
 
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
@@ -480,8 +480,8 @@ impl<M: Memory> Frames<M> {
         if !zeroed {
             self.memory.zero(first, frames);
         }
-        self.broken.fetch_add(1, Relaxed);
-        self.free.fetch_sub(frames, Relaxed);
+        add_to(&self.broken, 1);
+        add_to(&self.free, -(frames as i64));
         let word = block::KIND.bits(block::BROKEN) | block::NR_FREE.bits(BLOCK - frames);
         self.directory_word(block).store(word, Relaxed);
         for (pfn, order) in self.runs_of_block(block) {
@@ -494,8 +494,8 @@ impl<M: Memory> Frames<M> {
             let zero = slot::ZERO.get(&self.slot(pfn)[1]) == 1;
             self.unlink_small(pfn, order, zero);
         }
-        self.broken.fetch_sub(1, Relaxed);
-        self.free.fetch_add(self.slot_frames(), Relaxed);
+        add_to(&self.broken, -1);
+        add_to(&self.free, self.slot_frames() as i64);
         self.put_blocks(block, 9, false);
     }
 
@@ -510,23 +510,13 @@ impl<M: Memory> Frames<M> {
     }
 
     fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
-        for zero in [want_zero, !want_zero] {
-            for found in order..NR_ORDERS as u8 {
-                let head = self.heads[usize::from(zero)][usize::from(found)].load(Relaxed);
-                if head == 0 {
-                    continue;
-                }
-                let block = self.first_block + head - 1;
-                self.unlink_blocks(block, found, zero);
-                let mut order_now = found;
-                while order_now > order {
-                    order_now -= 1;
-                    self.link_blocks(block + (1 << (order_now - 9)), order_now, zero);
-                }
-                return Some((block, zero));
-            }
+        let (zero, found) = self.lowest_list(order..NR_ORDERS as u8, want_zero)?;
+        let block = self.first_block + self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1;
+        self.unlink_blocks(block, found, zero);
+        for half in (order..found).rev() {
+            self.link_blocks(block + (1 << (half - 9)), half, zero);
         }
-        None
+        Some((block, zero))
     }
 
     fn put_blocks(&self, block: u64, order: u8, zeroed: bool) {
@@ -552,6 +542,12 @@ impl<M: Memory> Frames<M> {
     // --- lists -----------------------------------------------------------------------------------------------
     // A head holds the node's number plus one, so that a cleared head is an empty list.
 
+    fn set_head(&self, order: u8, zero: bool, head: u64) {
+        self.heads[usize::from(zero)][usize::from(order)].store(head, Relaxed);
+        let filled = &self.filled[usize::from(zero)];
+        filled.store(filled.load(Relaxed) & !(1 << order) | u64::from(head != 0) << order, Relaxed);
+    }
+
     fn link_small(&self, pfn: Pfn, order: u8, zero: bool) {
         let head = &self.heads[usize::from(zero)][usize::from(order)];
         let next = head.load(Relaxed).checked_sub(1);
@@ -567,7 +563,7 @@ impl<M: Memory> Frames<M> {
         if let Some(next) = next {
             slot::PREV.set(&self.slot(Pfn::new(next))[0], pfn.raw());
         }
-        head.store(pfn.raw() + 1, Relaxed);
+        self.set_head(order, zero, pfn.raw() + 1);
     }
 
     fn unlink_small(&self, pfn: Pfn, order: u8, zero: bool) {
@@ -576,7 +572,7 @@ impl<M: Memory> Frames<M> {
         slot[1].store(0, Relaxed);
         if prev == slot::NONE {
             let head = if next == slot::NONE { 0 } else { next + 1 };
-            self.heads[usize::from(zero)][usize::from(order)].store(head, Relaxed);
+            self.set_head(order, zero, head);
         } else {
             slot::NEXT.set(&self.slot(Pfn::new(prev))[1], next);
         }
@@ -602,7 +598,7 @@ impl<M: Memory> Frames<M> {
         if let Some(next) = next {
             block::PREV.set(self.directory_word(self.first_block + next), block - self.first_block);
         }
-        head.store(block - self.first_block + 1, Relaxed);
+        self.set_head(order, zero, block - self.first_block + 1);
     }
 
     fn unlink_blocks(&self, block: u64, order: u8, zero: bool) {
@@ -611,7 +607,7 @@ impl<M: Memory> Frames<M> {
         self.directory_word(block).store(block::HOLE, Relaxed);
         if prev == block::NONE {
             let head = if next == block::NONE { 0 } else { next + 1 };
-            self.heads[usize::from(zero)][usize::from(order)].store(head, Relaxed);
+            self.set_head(order, zero, head);
         } else {
             block::NEXT.set(self.directory_word(self.first_block + prev), next);
         }
@@ -619,6 +615,11 @@ impl<M: Memory> Frames<M> {
             block::PREV.set(self.directory_word(self.first_block + next), prev);
         }
     }
+}
+
+/// Adds `n` to a number that changes under a lock only, which the caller holds; anybody may read it.
+pub(super) fn add_to(number: &AtomicU64, n: i64) {
+    number.store(number.load(Relaxed).wrapping_add_signed(n), Relaxed);
 }
 
 /// Where a frame's folio keeps its descriptor.

@@ -118,10 +118,12 @@ impl PartialEq for Folio<'_> {
 impl Eq for Folio<'_> {}
 
 impl<'a> Folio<'a> {
+    #[inline]
     pub(super) fn small(pfn: Pfn, words: &'a [AtomicU64]) -> Self {
         Self { head: pfn, order: Order::BASE, words, record: None }
     }
 
+    #[inline]
     pub(crate) fn large(record: Record, words: &'a [AtomicU64]) -> Self {
         let word = words[0].load(Relaxed);
         Self { head: Pfn::new(HEAD.of(word)), order: Order::new(ORDER.of(word) as u8), words, record: Some(record) }
@@ -135,6 +137,7 @@ impl<'a> Folio<'a> {
     }
 
     /// Writes a fresh descriptor: no references, no counts.
+    #[inline]
     pub(super) fn init(&self, flags: FolioFlags, mapping: Mapping) {
         let (object, index) = (u64::from(mapping.object), mapping.index);
         match self.record {
@@ -185,12 +188,14 @@ impl<'a> Folio<'a> {
 
     /// Frames in it.
     #[must_use]
+    #[inline]
     pub fn pages(&self) -> u64 {
         self.order.pages()
     }
 
     /// One past the last frame.
     #[must_use]
+    #[inline]
     pub fn end(&self) -> Pfn {
         self.head.add(self.order.pages())
     }
@@ -201,6 +206,7 @@ impl<'a> Folio<'a> {
 
     /// What it is.
     #[must_use]
+    #[inline]
     pub fn flags(&self) -> FolioFlags {
         FolioFlags(match self.record {
             None => SMALL_FLAGS.get(&self.words[1]),
@@ -210,6 +216,7 @@ impl<'a> Folio<'a> {
 
     /// Whether it is private anonymous memory.
     #[must_use]
+    #[inline]
     pub fn is_anon(&self) -> bool {
         self.flags().has(FolioFlags::ANON)
     }
@@ -234,6 +241,7 @@ impl<'a> Folio<'a> {
 
     /// Where it belongs.
     #[must_use]
+    #[inline]
     pub fn mapping(&self) -> Mapping {
         match self.record {
             None => {
@@ -250,6 +258,7 @@ impl<'a> Folio<'a> {
     /// References: one per leaf, one of the page cache, one of whoever works on it. Acquire pairs with the Release of [`put`](Self::put): who finds
     /// references gone, and reuses the folio, sees what their holders did.
     #[must_use]
+    #[inline]
     pub fn refs(&self) -> u64 {
         match self.record {
             None => self.words[0].load(Acquire) >> 32,
@@ -258,6 +267,7 @@ impl<'a> Folio<'a> {
     }
 
     /// Takes `n` references. Before the counts when mapping.
+    #[inline]
     pub fn get(&self, n: u32) {
         match self.record {
             None => {
@@ -281,6 +291,7 @@ impl<'a> Folio<'a> {
     }
 
     /// The first references of a folio that nobody else can reach yet: a plain store.
+    #[inline]
     pub fn init_refs(&self, n: u32) {
         match self.record {
             None => self.words[0].store(u64::from(n) << 32, Relaxed),
@@ -291,6 +302,7 @@ impl<'a> Folio<'a> {
     /// Drops `n` references; whether they were the last. Behind the counts when unmapping: AcqRel, so that
     /// whoever drops the last one sees everything that the others did.
     #[must_use = "the last reference frees the folio"]
+    #[inline]
     pub fn put(&self, n: u32) -> bool {
         tally::note();
         match self.record {
@@ -308,11 +320,13 @@ impl<'a> Folio<'a> {
     }
 
     /// The scheme's count of a small folio.
+    #[inline]
     pub(crate) fn small_count(&self) -> Option<Count32<'a>> {
         self.record.is_none().then(|| Count32::low(&self.words[0]))
     }
 
     /// Words behind the header: the scheme's state (large) or the counts of further observers (small).
+    #[inline]
     pub(crate) fn state(&self) -> &'a [AtomicU64] {
         match self.record {
             None => &self.words[SMALL_HEADER_WORDS..],

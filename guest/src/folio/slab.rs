@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::buddy::Frames;
+use super::buddy::{Frames, add_to};
 use super::descriptor::Kind;
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
@@ -99,7 +99,7 @@ impl Slab {
         for word in words {
             word.store(0, Relaxed);
         }
-        self.in_use.fetch_add(1, Relaxed);
+        add_to(&self.in_use, 1);
         Some(record)
     }
 
@@ -108,7 +108,7 @@ impl Slab {
         let _guard = lock_word(&self.lock);
         frames.record(record, self.words)[0].store(self.free.load(Relaxed), Relaxed);
         self.free.store(u64::from(record.0), Relaxed);
-        self.in_use.fetch_sub(1, Relaxed);
+        add_to(&self.in_use, -1);
     }
 
     /// Gives all frames back if no record is in use.
@@ -121,7 +121,7 @@ impl Slab {
         while self.frames.load(Relaxed) != 0 {
             let pfn = Pfn::new(self.frames.load(Relaxed));
             self.frames.store(frames.memory().frame(pfn).0[0].load(Relaxed), Relaxed);
-            self.nr_frames.fetch_sub(1, Relaxed);
+            add_to(&self.nr_frames, -1);
             frames.free(pfn, Order::BASE, false);
         }
     }
@@ -136,7 +136,7 @@ impl Slab {
         frames.mark(run.pfn, Kind::Records);
         frames.memory().frame(run.pfn).0[0].store(self.frames.load(Relaxed), Relaxed);
         self.frames.store(run.pfn.raw(), Relaxed);
-        self.nr_frames.fetch_add(1, Relaxed);
+        add_to(&self.nr_frames, 1);
         let first = (run.pfn.raw() << 6) as u32;
         let step = self.words as u32 / 8;
         let mut next = 0;

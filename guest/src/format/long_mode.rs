@@ -25,6 +25,7 @@ impl Format for LongMode {
     const ROOT: Level = Level::new(4);
     const MAX_LEAF: Level = Level::THREE;
 
+    #[inline]
     fn leaf(leaf: Leaf, level: Level) -> u64 {
         let size = if level == Level::ONE { 0 } else { PAGE_SIZE };
         let nx = if leaf.attrs.has(Attrs::EXEC) { 0 } else { NO_EXECUTE };
@@ -33,10 +34,17 @@ impl Format for LongMode {
 
     /// Rights of a tenant's address are those of the leaf: tables allow everything. Accessed is preset,
     /// because nobody reads it from a table and setting it costs the MMU a locked access.
+    #[inline]
     fn table(table: Pfn) -> u64 {
         table.address() | PRESENT | WRITE | USER | ACCESSED
     }
 
+    #[inline]
+    fn next_table(raw: u64, level: Level) -> Option<Pfn> {
+        (raw & (PRESENT | PAGE_SIZE) == PRESENT && level != Level::ONE).then(|| Pfn::from_address(raw & FRAME))
+    }
+
+    #[inline]
     fn decode(raw: u64, level: Level) -> Entry {
         if raw & PRESENT == 0 {
             return Entry::Absent;
@@ -45,40 +53,39 @@ impl Format for LongMode {
         if level != Level::ONE && raw & PAGE_SIZE == 0 {
             return Entry::Table(pfn);
         }
-        let attrs = Attrs::NONE
-            .with_if(raw & WRITE != 0, Attrs::WRITE)
-            .with_if(raw & USER != 0, Attrs::USER)
-            .with_if(raw & NO_EXECUTE == 0, Attrs::EXEC)
-            .with_if(raw & ACCESSED != 0, Attrs::ACCESSED)
-            .with_if(raw & DIRTY != 0, Attrs::DIRTY)
-            .with_if(raw & EXCLUSIVE != 0, Attrs::EXCLUSIVE)
-            .with_if(raw & UNTRACKED != 0, Attrs::UNTRACKED);
-        Entry::Leaf(Leaf { pfn, attrs })
+        let attrs = Attrs((raw & SAME) as u16);
+        Entry::Leaf(Leaf { pfn, attrs: attrs.with_if(raw & NO_EXECUTE == 0, Attrs::EXEC) })
     }
 
+    #[inline]
     fn freeze(raw: u64) -> u64 {
         raw & !PRESENT | FROZEN
     }
 
+    #[inline]
     fn thaw(raw: u64) -> Option<u64> {
         (raw & (PRESENT | FROZEN) == FROZEN).then_some(raw & !FROZEN | PRESENT)
     }
 
+    #[inline]
     fn set_bits(attrs: Attrs) -> u64 {
-        let bit = |attr, bit| if attrs.has(attr) { bit } else { 0 };
-        bit(Attrs::WRITE, WRITE)
-            | bit(Attrs::USER, USER)
-            | bit(Attrs::ACCESSED, ACCESSED)
-            | bit(Attrs::DIRTY, DIRTY)
-            | bit(Attrs::EXCLUSIVE, EXCLUSIVE)
-            | bit(Attrs::UNTRACKED, UNTRACKED)
+        attrs.0 as u64 & SAME
     }
 
+    #[inline]
     fn clear_bits(attrs: Attrs) -> u64 {
         if attrs.has(Attrs::EXEC) { NO_EXECUTE } else { 0 }
     }
 }
 
+/// Bits that stand where [`Attrs`] has them.
+const SAME: u64 = WRITE | USER | ACCESSED | DIRTY | EXCLUSIVE | UNTRACKED;
+const _: () = {
+    assert!(SAME == Attrs::ALL.without(Attrs::EXEC).0 as u64);
+    assert!(Attrs::WRITE.0 as u64 == WRITE && Attrs::USER.0 as u64 == USER);
+    assert!(Attrs::ACCESSED.0 as u64 == ACCESSED && Attrs::DIRTY.0 as u64 == DIRTY);
+    assert!(Attrs::EXCLUSIVE.0 as u64 == EXCLUSIVE && Attrs::UNTRACKED.0 as u64 == UNTRACKED);
+};
 const _: () = assert!(PRESENT | WRITE | USER | ACCESSED | DIRTY | PAGE_SIZE == 0xe7);
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use core::fmt;
 
 use crate::addr::{Level, Pfn};
 
-/// What a leaf allows and remembers. Formats say which of these they can express.
+/// What a leaf allows and remembers. Formats say which of these they can express. The bits are those of long mode where it has them, so that the format
+/// that is read most takes them out with a mask.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attrs(u16);
 
@@ -18,23 +19,23 @@ impl Attrs {
     /// Nothing.
     pub const NONE: Self = Self(0);
     /// Stores are allowed.
-    pub const WRITE: Self = Self(1);
+    pub const WRITE: Self = Self(1 << 1);
     /// The tenant may access it at all; without it a leaf is mapped and counted but every access faults (`PROT_NONE`).
-    pub const USER: Self = Self(1 << 1);
+    pub const USER: Self = Self(1 << 2);
     /// Fetches are allowed.
-    pub const EXEC: Self = Self(1 << 2);
+    pub const EXEC: Self = Self(1);
     /// The MMU has used the leaf, or we said so in advance.
-    pub const ACCESSED: Self = Self(1 << 3);
+    pub const ACCESSED: Self = Self(1 << 5);
     /// The MMU has stored through the leaf, or we said so in advance.
-    pub const DIRTY: Self = Self(1 << 4);
+    pub const DIRTY: Self = Self(1 << 6);
     /// This mapping is the only one of its anonymous page (AnonExclusive; a software bit of the leaf: SCHEMES.md, the exclusive bit).
-    pub const EXCLUSIVE: Self = Self(1 << 5);
+    pub const EXCLUSIVE: Self = Self(1 << 9);
     /// The leaf maps a frame without a folio, in a region of class Pfn or Mixed: it is never counted (a software bit).
-    pub const UNTRACKED: Self = Self(1 << 6);
+    pub const UNTRACKED: Self = Self(1 << 10);
     /// Everything.
-    pub const ALL: Self = Self(0x7f);
+    pub const ALL: Self = Self(0x667);
     /// Both bits that the MMU sets.
-    pub const ACCESSED_DIRTY: Self = Self(1 << 3 | 1 << 4);
+    pub const ACCESSED_DIRTY: Self = Self(1 << 5 | 1 << 6);
 
     /// All of both.
     #[must_use]
@@ -62,16 +63,22 @@ impl Attrs {
 
     /// Every combination of attributes, for tests that want them all.
     pub fn all_subsets() -> impl Iterator<Item = Self> {
-        (0..1 << 7).map(Self)
+        (0..=Self::ALL.0).map(Self).filter(|attrs| Self::ALL.has(*attrs))
     }
 }
 
 impl fmt::Debug for Attrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (bit, letter) in ['w', 'u', 'x', 'a', 'd', 'E', 'p'].into_iter().enumerate() {
-            write!(f, "{}", if self.0 >> bit & 1 == 1 { letter } else { '-' })?;
-        }
-        Ok(())
+        let letters = [
+            (Self::WRITE, 'w'),
+            (Self::USER, 'u'),
+            (Self::EXEC, 'x'),
+            (Self::ACCESSED, 'a'),
+            (Self::DIRTY, 'd'),
+            (Self::EXCLUSIVE, 'E'),
+            (Self::UNTRACKED, 'p'),
+        ];
+        letters.into_iter().try_for_each(|(attr, letter)| write!(f, "{}", if self.has(attr) { letter } else { '-' }))
     }
 }
 
@@ -113,6 +120,14 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     fn table(table: Pfn) -> u64;
     /// What `raw` at `level` means. A frozen leaf is absent, as it is to the MMU.
     fn decode(raw: u64, level: Level) -> Entry;
+    /// The table that `raw` at `level` points to, if it does: all that a walk wants to know on its way down.
+    #[must_use]
+    fn next_table(raw: u64, level: Level) -> Option<Pfn> {
+        match Self::decode(raw, level) {
+            Entry::Table(next) => Some(next),
+            _ => None,
+        }
+    }
     /// The leaf `raw`, frozen: absent to the MMU, with all that it says kept.
     fn freeze(raw: u64) -> u64;
     /// The leaf that `raw` was before it was frozen; `None` for anything else.

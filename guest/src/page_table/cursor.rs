@@ -124,7 +124,12 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
         while at_level > level {
             let word = &self.tables.entries(table)[at_level.index(self.at)];
             // Acquire pairs with the Release below.
-            table = match F::decode(word.load(Acquire), at_level) {
+            let raw = word.load(Acquire);
+            if let (Some(next), Some(below)) = (F::next_table(raw, at_level), at_level.below()) {
+                (table, at_level) = (next, below);
+                continue;
+            }
+            table = match F::decode(raw, at_level) {
                 Entry::Table(next) => next,
                 Entry::Leaf(_) => return Err(OpenError::InTheWay),
                 Entry::Absent => {
@@ -139,7 +144,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                         // Another CPU was faster; ours was never reachable.
                         other => {
                             drop(guard);
-                            self.tables.free_table(new);
+                            self.tables.free_table(new, true);
                             match other {
                                 Entry::Table(next) => next,
                                 _ => return Err(OpenError::InTheWay),
@@ -150,10 +155,20 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             };
             at_level = at_level.below().ok_or(OpenError::InTheWay)?;
         }
+        Ok(self.open_table(table, level, held))
+    }
+
+    /// As [`open`](Self::open), of the table where a walk to a page of it has ended: the caller has kept it from going since.
+    pub fn open_at(&mut self, place: Place) -> Part<'a, F, T> {
+        self.open_table(place.table, place.level, None)
+    }
+
+    fn open_table(&mut self, table: Pfn, level: Level, held: Option<Pfn>) -> Part<'a, F, T> {
         let base = self.at & !(level.table_pages() - 1);
         let first = level.index(self.at);
         let end = ((self.end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
-        let part = Part {
+        self.at = base + end as u64 * level.entry_pages();
+        Part {
             tables: self.tables,
             table,
             entries: self.tables.entries(table),
@@ -163,9 +178,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             straddles: false,
             _guard: (held != Some(table)).then(|| self.tables.lock(table)),
             format: PhantomData,
-        };
-        self.at = base + end as u64 * level.entry_pages();
-        Ok(part)
+        }
     }
 
     /// Turns the table that spans the 512 entries around the current position, all of them leaves of consecutive memory
@@ -176,51 +189,63 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
         let page = self.at & !(level.entry_pages() - 1);
         let mut parent = (F::ROOT, self.root);
         while parent.0 > level {
-            let Entry::Table(next) = self.decode(parent.1, parent.0) else { return None };
-            parent = (parent.0.below()?, next);
+            parent = (parent.0.below()?, self.next_table(parent.1, parent.0)?);
         }
         let _parent_guard = self.tables.lock(parent.1);
-        let Entry::Table(child) = self.decode(parent.1, level) else { return None };
+        let child = self.next_table(parent.1, level)?;
         {
             let _child_guard = self.tables.lock(child);
             let entries = self.tables.entries(child);
             let Entry::Leaf(first) = F::decode(entries[0].load(Relaxed), below) else { return None };
             if first.pfn.raw() & (level.entry_pages() - 1) != 0
-                || run_length::<F>(entries, 0, ENTRIES, below, Attrs::ACCESSED_DIRTY) < ENTRIES
+                || run::<F>(entries, below, Attrs::ACCESSED_DIRTY).leaves < ENTRIES
             {
                 return None;
             }
             // An MMU may set bits through the old table until the flush. Accessed is claimed anyway; dirty is claimed where a store
             // is possible, which errs to the safe side.
             let mut attrs = first.attrs.or(Attrs::ACCESSED).with_if(first.attrs.has(Attrs::WRITE), Attrs::DIRTY);
-            for word in entries {
-                if let Entry::Leaf(leaf) = F::decode(word.load(Relaxed), below) {
-                    attrs = attrs.with_if(leaf.attrs.has(Attrs::DIRTY), Attrs::DIRTY);
-                }
-            }
+            let union = entries.iter().fold(0, |union, word| union | word.load(Relaxed));
+            attrs = attrs.with_if(union & F::set_bits(Attrs::DIRTY) != 0, Attrs::DIRTY);
             let leaf = Leaf { pfn: first.pfn, attrs };
             self.tables.entries(parent.1)[level.index(page)].store(F::leaf(leaf, level), Release);
             flush.add_pages(page, level.entry_pages());
-            flush.push_table(self.tables, child);
+            flush.push_table(self.tables, child, false);
             Some((Place { page, table: parent.1, level }, leaf))
         }
     }
 
-    fn decode(&self, table: Pfn, level: Level) -> Entry {
-        F::decode(self.tables.entries(table)[level.index(self.at)].load(Acquire), level)
+    fn next_table(&self, table: Pfn, level: Level) -> Option<Pfn> {
+        F::next_table(self.tables.entries(table)[level.index(self.at)].load(Acquire), level)
     }
 
     /// The deepest table on the way to the current position.
     fn descend(&self) -> (Pfn, Level) {
-        let mut level = F::ROOT;
-        let mut table = self.root;
-        loop {
-            match (self.decode(table, level), level.below()) {
-                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
-                _ => return (table, level),
-            }
-        }
+        let (table, level, _) = descend::<F, T>(self.tables, self.root, self.at);
+        (table, level)
     }
+}
+
+/// The deepest table on the way to `page`, its level, and its entry there.
+#[inline]
+pub(super) fn descend<F: Format, T: Tables>(tables: &T, root: Pfn, page: u64) -> (Pfn, Level, u64) {
+    let (mut table, mut level) = (root, F::ROOT);
+    // Acquire pairs with the Release that links a table: its cleared entries are seen.
+    let raw_at = |table, level: Level| tables.entries(table)[level.index(page)].load(Acquire);
+    while let Some(below) = level.below() {
+        let raw = raw_at(table, level);
+        let Some(next) = F::next_table(raw, level) else { return (table, level, raw) };
+        (table, level) = (next, below);
+    }
+    (table, level, raw_at(table, level))
+}
+
+/// Whether all of `words` hold nothing.
+#[inline]
+pub(crate) fn are_absent(words: &[AtomicU64]) -> bool {
+    let union = |words: &[AtomicU64]| words.iter().fold(0, |union, word| union | word.load(Relaxed));
+    let (chunks, rest) = words.as_chunks::<CHUNK>();
+    chunks.iter().all(|chunk| union(chunk) == 0) && union(rest) == 0
 }
 
 /// The leaf that `raw` is, or was before it was frozen.
@@ -231,20 +256,72 @@ pub(super) fn held<F: Format>(raw: u64, level: Level) -> Option<Leaf> {
     }
 }
 
-/// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
-fn run_length<F: Format>(entries: &[AtomicU64; ENTRIES], i: usize, max: usize, level: Level, ignore: Attrs) -> usize {
+/// Entries that the loops below take together: as many loads, or stores, with one branch behind them.
+const CHUNK: usize = 8;
+type Chunk = [AtomicU64; CHUNK];
+
+/// The bits in which entries may differ from a run that starts with `first`, as a union.
+#[inline(always)]
+fn difference(chunk: &Chunk, first: u64, step: u64) -> u64 {
+    // Each from the first, not from the one before: a chain of sums would take a cycle for each.
+    (0..CHUNK).fold(0, |difference, k| difference | chunk[k].load(Relaxed) ^ first.wrapping_add(step * k as u64))
+}
+
+/// Writes a run that starts with `first`.
+#[inline(always)]
+fn fill(words: &[AtomicU64], first: u64, step: u64) {
+    let mut raw = first;
+    let mut put = |words: &[AtomicU64]| {
+        for (k, word) in words.iter().enumerate() {
+            // Release: the memory's contents and counts are there before a walk can reach it.
+            word.store(raw.wrapping_add(step * k as u64), Release);
+        }
+        raw = raw.wrapping_add(step * CHUNK as u64);
+    };
+    let (chunks, rest) = words.as_chunks::<CHUNK>();
+    chunks.iter().for_each(|chunk| put(chunk));
+    put(rest);
+}
+
+/// The leaves at the start of `words`, one at least, that map consecutive memory and differ at most in `ignore`.
+fn run<F: Format>(words: &[AtomicU64], level: Level, ignore: Attrs) -> Run {
+    let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
     let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
     let step = F::leaf_step(level);
-    let mut expected = entries[i].load(Relaxed) & !ignore;
-    let mut n = 1;
-    for word in &entries[i + 1..i + max] {
-        expected = expected.wrapping_add(step);
-        if word.load(Relaxed) & !ignore != expected {
+    let first = words[0].load(Relaxed);
+    let expected = |n: usize| first.wrapping_add(step.wrapping_mul(n as u64));
+    let (mut n, mut union) = (0, 0);
+    for chunk in words.as_chunks::<CHUNK>().0 {
+        let difference = difference(chunk, expected(n), step);
+        if difference & !ignore != 0 {
             break;
         }
+        union |= difference;
+        n += CHUNK;
+    }
+    for word in &words[n..] {
+        let difference = word.load(Relaxed) ^ expected(n);
+        if difference & !ignore != 0 {
+            break;
+        }
+        union |= difference;
         n += 1;
     }
-    n
+    Run { leaves: n, alike: (first & settled == settled && union == 0).then_some(first) }
+}
+
+/// Leaves of consecutive memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many.
+    pub leaves: usize,
+    /// The first of them, when all are settled (accessed and dirty, so that no MMU changes them) and differ in nothing but the frame.
+    alike: Option<u64>,
+}
+
+impl Run {
+    /// One entry, whatever it is.
+    pub const ONE: Self = Self { leaves: 1, alike: None };
 }
 
 /// A stretch of entries of one table page, under the lock of that page. Indexes are those of the table, within
@@ -345,10 +422,23 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         self.entries[i].load(Relaxed) == 0
     }
 
+    /// Whether all of `range` [is absent](Self::is_absent).
+    #[must_use]
+    #[inline]
+    pub fn are_absent(&self, range: Range<usize>) -> bool {
+        are_absent(&self.entries[range])
+    }
+
     /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
     #[must_use]
     pub fn run_length(&self, i: usize, max: usize, ignore: Attrs) -> usize {
-        run_length::<F>(self.entries, i, max, self.level, ignore)
+        self.run(i, max, ignore).leaves
+    }
+
+    /// As [`run_length`](Self::run_length), with what [`copy_to`](Self::copy_to) wants to know.
+    #[must_use]
+    pub fn run(&self, i: usize, max: usize, ignore: Attrs) -> Run {
+        run::<F>(&self.entries[i..i + max], self.level, ignore)
     }
 
     /// How many of the entries `range` are leaves, frozen or not, that map a frame of `first..end`.
@@ -365,38 +455,63 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     /// Writes `n` leaves of consecutive memory from `i` on over absent entries. Not-present entries are never
     /// cached, so nothing needs a flush (SDM vol. 3, 4.10.2.3).
     pub fn install(&self, i: usize, n: usize, leaf: Leaf) {
-        let step = F::leaf_step(self.level);
-        let mut raw = F::leaf(leaf, self.level);
-        for word in &self.entries[i..i + n] {
-            debug_assert_eq!(word.load(Relaxed), 0, "an entry in the way");
-            // Release: the folio's contents and counts are there before a walk can reach it.
-            word.store(raw, Release);
-            raw = raw.wrapping_add(step);
-        }
+        debug_assert!(self.are_absent(i..i + n), "an entry in the way");
+        fill(&self.entries[i..i + n], F::leaf(leaf, self.level), F::leaf_step(self.level));
     }
 
-    /// Clears `n` leaves from `i` on; the union of their attributes. An entry with accessed and dirty set holds nothing that the MMU could
-    /// still change, so a load and a store are enough; any other is exchanged, so that no late bit is lost.
+    /// Clears `n` entries from `i` on; the union of the attributes of their leaves.
     pub fn clear(&self, i: usize, n: usize) -> Attrs {
-        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let (mut i, end) = (i, i + n);
         let mut union = Attrs::NONE;
-        let mut last = 0;
-        for word in &self.entries[i..i + n] {
+        while i < end {
+            let (n, attrs) = self.take_run(i, end - i);
+            union = union.or(attrs);
+            i += n;
+        }
+        union
+    }
+
+    /// Clears the leaves from `i` on, at most `max`, that map consecutive memory and differ at most in their attributes: how many they are, one at least, and the
+    /// union of their attributes. An entry with accessed and dirty set holds nothing that the MMU could still change, so a load and a store are
+    /// enough; any other is exchanged, so that no late bit is lost.
+    pub fn take_run(&self, i: usize, max: usize) -> (usize, Attrs) {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let ignore = F::set_bits(Attrs::ALL) | F::clear_bits(Attrs::ALL);
+        let step = F::leaf_step(self.level);
+        let words = &self.entries[i..i + max];
+        let attrs_of = |raw| held::<F>(raw, self.level).map_or(Attrs::NONE, |leaf| leaf.attrs);
+        let mut expected = words[0].load(Relaxed);
+        let mut n = 0;
+        // Most runs differ in nothing: while entries are settled and exactly what is expected they go together.
+        let mut alike = expected & settled == settled;
+        let mut union = if alike { attrs_of(expected) } else { Attrs::NONE };
+        loop {
+            while alike && let Some(chunk) = words[n..].first_chunk::<CHUNK>() {
+                alike = difference(chunk, expected, step) == 0;
+                if alike {
+                    chunk.iter().for_each(|word| word.store(0, Relaxed));
+                    n += CHUNK;
+                    expected = expected.wrapping_add(step.wrapping_mul(CHUNK as u64));
+                }
+            }
+            let Some(word) = words.get(n) else { break };
             let mut raw = word.load(Relaxed);
+            if n > 0 && (raw ^ expected) & !ignore != 0 {
+                break;
+            }
             if raw & settled == settled {
                 word.store(0, Relaxed);
             } else {
                 raw = word.swap(0, AcqRel);
             }
-            // Runs differ in the frame only: decode once per change of the low bits, not per entry.
-            if (raw ^ last) & 0xfff != 0 {
-                last = raw;
-                if let Some(leaf) = held::<F>(raw, self.level) {
-                    union = union.or(leaf.attrs);
-                }
+            if raw != expected || n == 0 {
+                union = union.or(attrs_of(raw));
+                alike = raw & settled == settled;
             }
+            expected = raw.wrapping_add(step);
+            n += 1;
         }
-        union
+        (n, union)
     }
 
     /// Freezes `n` leaves from `i` on: to the MMU they are absent from the next flush on. Settled entries by a load and a store, others by a
@@ -443,7 +558,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let clear = F::set_bits(remove) | F::clear_bits(add);
         let set = F::set_bits(add) | F::clear_bits(remove);
-        for word in &self.entries[i..i + n] {
+        let one = |word: &AtomicU64| {
             let raw = word.load(Relaxed);
             if raw & settled == settled {
                 word.store(raw & !clear | set, Relaxed);
@@ -451,15 +566,34 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
                 // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
                 let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(raw & !clear | set));
             }
+        };
+        let (chunks, rest) = self.entries[i..i + n].as_chunks::<CHUNK>();
+        for chunk in chunks {
+            let raws = chunk.each_ref().map(|word| word.load(Relaxed));
+            if raws.into_iter().fold(settled, |all, raw| all & raw) == settled {
+                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(raw & !clear | set, Relaxed));
+            } else {
+                chunk.iter().for_each(one);
+            }
         }
+        rest.iter().for_each(one);
     }
 
-    /// Copies `n` leaves from `i` on to the same indexes of `to`, a part of another table at the same level, and takes `remove` away from
-    /// both. Each entry is read once and written at most once on either side.
-    pub fn copy_to(&self, i: usize, n: usize, to: &Self, remove: Attrs) {
-        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+    /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away
+    /// from both. Each entry is written at most once on either side.
+    pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
         let clear = F::set_bits(remove);
-        for (from, to) in self.entries[i..i + n].iter().zip(&to.entries[i..i + n]) {
+        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
+        if let Some(first) = run.alike {
+            let step = F::leaf_step(self.level);
+            fill(to, first & !clear, step);
+            if first & clear != 0 {
+                fill(from, first & !clear, step);
+            }
+            return;
+        }
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        for (from, to) in from.iter().zip(to) {
             let raw = from.load(Relaxed);
             to.store(raw & !clear, Relaxed);
             if raw & clear != 0 {
@@ -488,12 +622,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let Entry::Leaf(leaf) = F::decode(self.entries[i].swap(0, AcqRel), self.level) else {
             unreachable!("the entry is locked")
         };
-        let step = F::leaf_step(below);
-        let mut raw = F::leaf(leaf, below);
-        for word in self.tables.entries(table) {
-            word.store(raw, Relaxed);
-            raw = raw.wrapping_add(step);
-        }
+        fill(self.tables.entries(table), F::leaf(leaf, below), F::leaf_step(below));
         self.entries[i].store(F::table(table), Release);
         flush.add_pages(self.page(i), self.level.entry_pages());
         Ok(table)

@@ -5,6 +5,7 @@ use core::fmt;
 use arrayvec::ArrayVec;
 
 use super::Tables;
+use super::cursor::are_absent;
 use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::memory::{FlushScope, Tlb};
 use core::sync::atomic::Ordering::Relaxed;
@@ -27,12 +28,14 @@ pub struct Flush<I> {
     /// Removed table pages, chained through their first word. A link is a frame's address, whose low bits are
     /// clear: to an MMU that still walks the table it is an absent entry in every format.
     tables: Option<Pfn>,
+    /// Whether all of these hold nothing but the link: they are known to be zero when that is gone.
+    cleared: bool,
 }
 
 impl<I> Flush<I> {
     /// Nothing to flush yet.
     pub fn new() -> Self {
-        Self { first: u64::MAX, end: 0, items: ArrayVec::new(), tables: None }
+        Self { first: u64::MAX, end: 0, items: ArrayVec::new(), tables: None, cleared: true }
     }
 
     /// Adds pages whose translations must go.
@@ -61,11 +64,12 @@ impl<I> Flush<I> {
         self.end == 0 && self.items.is_empty() && self.tables.is_none()
     }
 
-    /// Adds a table page that was unlinked.
-    pub(super) fn push_table<T: Tables>(&mut self, tables: &T, table: Pfn) {
+    /// Adds a table page that was unlinked. `cleared`: all of its entries are absent.
+    pub(super) fn push_table<T: Tables>(&mut self, tables: &T, table: Pfn, cleared: bool) {
         let link = self.tables.map_or(0, |next| next.raw() << PAGE_SHIFT);
         tables.entries(table)[0].store(link, Relaxed);
         self.tables = Some(table);
+        self.cleared &= cleared;
     }
 
     /// Flushes the address space rooted at `root`, then hands out the removed items and frees the tables. The token is
@@ -89,10 +93,14 @@ impl<I> Flush<I> {
             release(item);
         }
         while let Some(table) = self.tables {
-            let link = tables.entries(table)[0].load(Relaxed);
+            let entries = tables.entries(table);
+            let link = entries[0].load(Relaxed);
             self.tables = (link != 0).then(|| Pfn::from_address(link));
-            tables.free_table(table);
+            entries[0].store(0, Relaxed);
+            debug_assert!(!self.cleared || are_absent(entries), "{table:?} holds something");
+            tables.free_table(table, self.cleared);
         }
+        self.cleared = true;
     }
 }
 

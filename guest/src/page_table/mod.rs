@@ -19,7 +19,8 @@
 mod cursor;
 mod flush;
 
-pub use cursor::{Cursor, OpenError, Part};
+pub(crate) use cursor::are_absent;
+pub use cursor::{Cursor, OpenError, Part, Run};
 pub use flush::{FLUSH_CAPACITY, Flush};
 
 use core::marker::PhantomData;
@@ -43,8 +44,8 @@ pub trait Tables {
     fn alloc_split_table(&self) -> Option<Pfn> {
         self.alloc_table()
     }
-    /// Takes a table page back; nothing may walk it any more.
-    fn free_table(&self, table: Pfn);
+    /// Takes a table page back; nothing may walk it any more. `cleared`: all of its entries are absent, so it is known to be zero.
+    fn free_table(&self, table: Pfn, cleared: bool);
 }
 
 /// Where a leaf stands.
@@ -110,16 +111,8 @@ impl<F: Format> PageTable<F> {
 
     /// The deepest entry on the way to `page`: a leaf, or absent. `place.page` is the first page it spans.
     pub fn deepest<T: Tables>(self, tables: &T, page: u64) -> (Place, Entry) {
-        let mut level = F::ROOT;
-        let mut table = self.root;
-        loop {
-            // Acquire pairs with the Release that links a table: its cleared entries are seen.
-            let entry = F::decode(tables.entries(table)[level.index(page)].load(Acquire), level);
-            match (entry, level.below()) {
-                (Entry::Table(next), Some(below)) => (table, level) = (next, below),
-                _ => return (Place { page: page & !(level.entry_pages() - 1), table, level }, entry),
-            }
-        }
+        let (table, level, raw) = cursor::descend::<F, T>(tables, self.root, page);
+        (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level))
     }
 
     /// Visits every leaf below page `end`, all leaves of a table before the tables below it, in address order within a table.
@@ -234,19 +227,26 @@ fn prune_below<F: Format, T: Tables, I>(
 ) {
     let Some(below) = level.below() else { return };
     let start = if first > base { level.index(first) } else { 0 };
-    for i in start..ENTRIES {
-        let page = base + i as u64 * level.entry_pages();
-        if page >= end {
-            break;
+    let stop = ((end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
+    let entries = tables.entries(table);
+    let mut i = start;
+    while i < stop {
+        // Most of a table holds nothing.
+        let rest = &entries[i..stop];
+        if rest.first_chunk::<8>().is_some_and(|chunk| are_absent(chunk)) {
+            i += 8;
+            continue;
         }
-        let word = &tables.entries(table)[i];
-        if let Entry::Table(next) = F::decode(word.load(Acquire), level) {
+        let word = &rest[0];
+        if let Some(next) = F::next_table(word.load(Acquire), level) {
+            let page = base + i as u64 * level.entry_pages();
             prune_below::<F, T, I>(tables, next, below, page, first, end, flush);
             if first <= page && page + level.entry_pages() <= end {
                 let _guard = tables.lock(table);
                 word.store(0, Release);
-                flush.push_table(tables, next);
+                flush.push_table(tables, next, true);
             }
         }
+        i += 1;
     }
 }

@@ -16,7 +16,7 @@ use crate::folio::{Folio, FolioFlags, Mapping};
 use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, OpenError, Part, Place};
+use crate::page_table::{Flush, OpenError, Part, Place, Tables, are_absent};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{lock_word, read_lock, write_lock};
 
@@ -196,8 +196,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 }
                 continue;
             };
-            let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
-            match self.map_new(space, vma, folio, first, level, attrs) {
+            let table = (place.level == level).then_some(place);
+            match self.map_new(space, vma, folio, first, level, table) {
                 Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
                 Ok(Again) => return Ok(Again),
                 // No representation, or no room for so many: a smaller folio may do.
@@ -236,12 +236,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return false;
         }
         let i = place.level.index(first);
-        crate::page_table::Tables::entries(self, place.table)[i..i + (order.pages() / step) as usize]
-            .iter()
-            .all(|word| word.load(Relaxed) == 0)
+        are_absent(&self.entries(place.table)[i..i + (order.pages() / step) as usize])
     }
 
-    /// Maps all of a folio that nobody knows yet at page `first`, or frees it.
+    /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `table` is the place in the table of `level`, if there was one.
     fn map_new(
         &self,
         space: &Space<'_>,
@@ -249,7 +247,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         first: u64,
         level: Level,
-        attrs: Attrs,
+        table: Option<Place>,
     ) -> Result<Attempt, FaultError> {
         let leaves = (folio.pages() >> level.page_shift()) as usize;
         folio.init_refs(leaves as u32);
@@ -260,19 +258,26 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if leaves as u64 > self.ref_limit.load(Relaxed) {
             return undo(Err(FaultError::Refused(Refused::Overflow)));
         }
-        let part = match space.table().cursor(self, first, first + folio.pages()).open(level) {
+        let mut cursor = space.table().cursor(self, first, first + folio.pages());
+        // A table stays while the space is held.
+        let opened = match table {
+            Some(place) => Ok(cursor.open_at(place)),
+            None => cursor.open(level),
+        };
+        let part = match opened {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
             Err(OpenError::InTheWay) => return undo(Ok(Again)),
         };
         let i = part.index(first);
-        if !(i..i + leaves).all(|i| part.is_absent(i)) {
+        if !part.are_absent(i..i + leaves) {
             return undo(Ok(Again));
         }
         let batch = batch(vma, &part, 0, folio.pages());
         // All of the folio, which nobody has mapped yet: nothing stands beside it.
         match self.count(folio, &batch, Neighbours::default()) {
             Ok(()) => {
+                let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
                 part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
                 space.rss.fetch_add(folio.pages(), Relaxed);
                 Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
@@ -572,7 +577,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 /// The batch of `pages` pages of a folio, from its page `first` on, in the table of `part`.
-fn batch<M: Memory + Tlb, A: Accounting>(
+pub(super) fn batch<M: Memory + Tlb, A: Accounting>(
     vma: Vma<'_>,
     part: &Part<'_, LongMode, Manager<M, A>>,
     first: u64,

@@ -1,14 +1,24 @@
 //! fork: a copy-on-write copy of an address space, one pass per table and one accounting call per folio and table.
 
+use super::fault::batch;
 use super::vma::{Tracking, Vma};
 use super::{Manager, MapError, Removed, Space, SpaceId};
 use crate::format::{Attrs, LongMode};
-use crate::mapcount::{Accounting, Batch};
+use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, Part};
+use crate::page_table::{Flush, Part, Run};
 use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
+
+/// What a fork has copied of a vma.
+#[derive(Default)]
+struct Copied {
+    /// Pages that are resident in the child.
+    pages: u64,
+    /// Accounting calls.
+    batches: u64,
+}
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects and devices that no
@@ -69,11 +79,28 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
+        let mut copied = Copied::default();
+        let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
+        to.rss.fetch_add(copied.pages, Relaxed);
+        self.statistics.adds.fetch_add(copied.batches, Relaxed);
+        result
+    }
+
+    /// As [`copy_leaves`](Self::copy_leaves); `copied` is what it has come to, also when it fails.
+    fn copy_parts<'a>(
+        &'a self,
+        from: &Space<'a>,
+        to: &Space<'a>,
+        vma: Vma<'a>,
+        copy: Vma<'a>,
+        flush: &mut Flush<Removed<'a>>,
+        copied: &mut Copied,
+    ) -> Result<(), MapError> {
         let lost = if vma.is_private() { Attrs::WRITE.or(Attrs::EXCLUSIVE) } else { Attrs::NONE };
         let mut cursor = from.table().cursor(self, vma.start(), vma.end());
         while let Some(part) = cursor.next() {
             let range = part.range();
-            if part.straddles() || range.clone().all(|i| part.is_absent(i)) {
+            if part.straddles() || part.are_absent(range.clone()) {
                 // A leaf never reaches across the end of a vma.
                 debug_assert!(!part.straddles(), "a leaf across the end of {vma:?}");
                 continue;
@@ -90,41 +117,43 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     i += 1;
                     continue;
                 }
-                let (n, resident) = match self.duplicate(vma, copy, &part, &child, i..range.end)? {
-                    Some(n) => (n, n as u64 * part.level().entry_pages()),
-                    None => (1, 0),
-                };
-                part.copy_to(i, n, &child, lost);
-                to.rss.fetch_add(resident, Relaxed);
-                flush.add_pages(part.page(i), n as u64 * part.level().entry_pages());
-                i += n;
+                let counted = self.duplicate(copy, &part, &child, i..range.end)?;
+                let run = counted.unwrap_or(Run::ONE);
+                let pages = run.leaves as u64 * part.level().entry_pages();
+                part.copy_to(i, run, &child, lost);
+                if counted.is_some() {
+                    copied.pages += pages;
+                    copied.batches += 1;
+                }
+                flush.add_pages(part.page(i), pages);
+                i += run.leaves;
             }
         }
         Ok(())
     }
 
-    /// Counts the leaves at the start of `range` for the child; how many they are, or `None` for one that is not counted.
+    /// Counts the leaves at the start of `range` for the child; which they are, or `None` for one that is not counted.
     fn duplicate(
         &self,
-        vma: Vma<'_>,
         copy: Vma<'_>,
         part: &Part<'_, LongMode, Self>,
         child: &Part<'_, LongMode, Self>,
         range: core::ops::Range<usize>,
-    ) -> Result<Option<usize>, MapError> {
+    ) -> Result<Option<Run>, MapError> {
         let i = range.start;
-        if part.leaf(i).is_some_and(|leaf| leaf.attrs.has(Attrs::UNTRACKED)) {
+        let leaf = part.leaf(i).expect("the caller saw a leaf");
+        if leaf.attrs.has(Attrs::UNTRACKED) {
             return Ok(None);
         }
-        let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
-        let batch = Batch { region: copy.region(), table: child.table(), owner: copy.space().0, ..batch };
-        let beside = self.beside(child, copy, folio, i..i + n);
+        let (folio, first, most) = self.folio_of(part, leaf);
+        let run = part.run(i, most.min(range.len()), Attrs::ALL);
+        let batch = batch(copy, child, first, (run.leaves as u64) << part.level().page_shift());
+        let beside = self.beside(child, copy, folio, i..i + run.leaves);
         self.take(folio, batch.leaves()).map_err(MapError::Refused)?;
         match counting(Call::Dup, || A::dup(&self.counts(folio), &batch, beside)) {
             Ok(delta) => {
-                self.statistics.adds.fetch_add(1, Relaxed);
                 self.note(folio, delta);
-                Ok(Some(n))
+                Ok(Some(run))
             }
             Err(refused) => {
                 self.put(folio, batch.leaves());

@@ -133,6 +133,17 @@ pub struct Statistics {
     pub subs: AtomicU64,
 }
 
+impl Statistics {
+    /// What a change of counts of anonymous or other folios comes to.
+    fn note(&self, is_anon: bool, delta: Delta) {
+        if is_anon { &self.anon_mapped } else { &self.file_mapped }.add(delta.mapped);
+        self.huge_mapped.add(delta.huge);
+        if !is_anon {
+            self.file_huge_mapped.add(delta.huge);
+        }
+    }
+}
+
 /// A signed statistic.
 #[derive(Debug, Default)]
 pub struct Signed(AtomicU64);
@@ -300,7 +311,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn create_space(&self) -> Result<SpaceId, MapError> {
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.spaces.alloc(&self.frames) else {
-            self.free_table(root);
+            self.free_table(root, true);
             return Err(MapError::OutOfFrames);
         };
         self.memory().new_root(root);
@@ -335,7 +346,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         table.prune(self, 0, PAGES_END, &mut flush);
         self.finish(&space, &mut flush);
         drop(guard);
-        self.free_table(table.root());
+        // Its upper half may be the embedder's.
+        self.free_table(table.root(), false);
         self.spaces.free(&self.frames, id.0);
     }
 
@@ -460,14 +472,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     // --- counts ----------------------------------------------------------------------------------------------
 
     fn note(&self, folio: Folio<'_>, delta: Delta) {
-        if delta.mapped != 0 {
-            let stat = if folio.is_anon() { &self.statistics.anon_mapped } else { &self.statistics.file_mapped };
-            stat.add(delta.mapped);
-        }
-        self.statistics.huge_mapped.add(delta.huge);
-        if !folio.is_anon() {
-            self.statistics.file_huge_mapped.add(delta.huge);
-        }
+        self.statistics.note(folio.is_anon(), delta);
     }
 
     /// What else `vma` maps of `folio` than the entries `batch` themselves, which are indexes, as far as the scheme wants to know.
@@ -568,21 +573,40 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Finishes a flush: what the entries led to is released behind it.
     fn finish(&self, space: &Space<'_>, flush: &mut Flush<Removed<'_>>) {
-        flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
+        let (mut subs, mut deltas) = (0, [Delta::default(); 2]);
+        flush.finish(self.memory(), self, space.table().root(), |removed| {
+            let sum = &mut deltas[usize::from(removed.folio.is_anon())];
+            let delta = self.release_uncounted(removed);
+            (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
+            subs += 1;
+        });
+        // Every CPU adds to these: once for all that was removed.
+        if subs > 0 {
+            self.statistics.subs.fetch_add(subs, Relaxed);
+        }
+        self.statistics.note(false, deltas[0]);
+        self.statistics.note(true, deltas[1]);
     }
 
     fn release(&self, removed: Removed<'_>) {
+        let is_anon = removed.folio.is_anon();
+        let delta = self.release_uncounted(removed);
+        self.statistics.subs.fetch_add(1, Relaxed);
+        self.statistics.note(is_anon, delta);
+    }
+
+    /// [`release`](Self::release), but for the statistics.
+    fn release_uncounted(&self, removed: Removed<'_>) -> Delta {
         let Removed { folio, batch, beside, dirty } = removed;
         if dirty && !folio.is_anon() {
             folio.set_flags(FolioFlags::DIRTY);
         }
         let delta = counting(Call::Sub, || A::sub(&self.counts(folio), &batch, beside));
-        self.statistics.subs.fetch_add(1, Relaxed);
-        self.note(folio, delta);
         if delta.maybe_partial {
             self.defer(folio);
         }
         self.put(folio, batch.leaves());
+        delta
     }
 }
 
@@ -626,7 +650,7 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
         self.new_table(true)
     }
 
-    fn free_table(&self, table: Pfn) {
-        self.frames.free(table, Order::BASE, false);
+    fn free_table(&self, table: Pfn, cleared: bool) {
+        self.frames.free(table, Order::BASE, cleared);
     }
 }

@@ -57,7 +57,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn new_object(&self, contents: u64, pages: u64, order: Order) -> Result<ObjectId, MapError> {
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.objects.alloc(&self.frames) else {
-            self.free_table(root);
+            self.free_table(root, true);
             return Err(MapError::OutOfFrames);
         };
         let object = self.object(number);
@@ -94,7 +94,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         cache.prune(self, 0, super::PAGES_END, &mut flush);
         // No MMU ever walks a page cache.
         flush.finish(&NoTlb, self, cache.root(), |()| {});
-        self.free_table(cache.root());
+        self.free_table(cache.root(), true);
         self.free_object(id.0);
     }
 
@@ -158,7 +158,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn fill(&self, object: &Object<'_>, cache: Table, first: u64, order: Order) -> Option<Folio<'_>> {
         let mapping = Mapping { object: object.number, index: first };
         let (part, range) = self.cache_entries(cache, mapping, order).ok()?;
-        if !range.clone().all(|i| part.is_absent(i)) {
+        if !part.are_absent(range.clone()) {
             return None;
         }
         let folio = self.new_folio(order, FolioFlags::CACHE, mapping, true)?;

@@ -140,7 +140,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut at = vma.start();
         while at < vma.end() {
             let step = self.for_parts(space, vma, at, vma.end(), flush, |part, range, flush| {
-                if range.clone().all(|i| part.is_absent(i)) {
+                if part.are_absent(range.clone()) {
                     return ControlFlow::Continue(());
                 }
                 if !congruent(part.level()) {

@@ -89,6 +89,7 @@ impl VmaFlags {
     }
     /// Whether any access is allowed.
     #[must_use]
+    #[inline]
     pub const fn is_accessible(self) -> bool {
         self.0 & 7 != 0
     }
@@ -114,11 +115,13 @@ impl<'a> Vma<'a> {
 
     /// The first page.
     #[must_use]
+    #[inline]
     pub fn start(&self) -> u64 {
         self.words[0].load(Relaxed)
     }
     /// One past the last page.
     #[must_use]
+    #[inline]
     pub fn end(&self) -> u64 {
         self.words[1].load(Relaxed)
     }
@@ -138,6 +141,7 @@ impl<'a> Vma<'a> {
     }
     /// What it allows and is.
     #[must_use]
+    #[inline]
     pub fn flags(&self) -> VmaFlags {
         VmaFlags(LOW.get(&self.words[2]) as u32)
     }
@@ -146,6 +150,7 @@ impl<'a> Vma<'a> {
     }
     /// Whose it is.
     #[must_use]
+    #[inline]
     pub fn space(&self) -> SpaceId {
         SpaceId(HIGH.get(&self.words[2]) as u32)
     }
@@ -154,6 +159,7 @@ impl<'a> Vma<'a> {
     }
     /// Number of the object it maps, 0 for private anonymous memory.
     #[must_use]
+    #[inline]
     pub fn object(&self) -> u32 {
         LOW.get(&self.words[3]) as u32
     }
@@ -162,6 +168,7 @@ impl<'a> Vma<'a> {
     }
     /// Number of the anonymous object that its private pages belong to, 0 before the first.
     #[must_use]
+    #[inline]
     pub fn family(&self) -> u32 {
         (self.words[3].load(Relaxed) >> 32) as u32
     }
@@ -170,6 +177,7 @@ impl<'a> Vma<'a> {
     }
     /// The index of its first page in its object, file or anonymous.
     #[must_use]
+    #[inline]
     pub fn offset(&self) -> u64 {
         self.words[4].load(Relaxed)
     }
@@ -216,6 +224,7 @@ impl<'a> Vma<'a> {
     }
     /// Region id for the count layer.
     #[must_use]
+    #[inline]
     pub fn region(&self) -> u32 {
         self.record.raw()
     }
@@ -228,21 +237,25 @@ impl<'a> Vma<'a> {
 
     /// Whether stores go to private copies.
     #[must_use]
+    #[inline]
     pub fn is_private(&self) -> bool {
         !self.flags().has(VmaFlags::SHARED)
     }
     /// Whether it is private memory without a file behind it.
     #[must_use]
+    #[inline]
     pub fn is_anon(&self) -> bool {
         self.object() == 0 && !self.flags().has(VmaFlags::PFN)
     }
     /// The object index of page `page`.
     #[must_use]
+    #[inline]
     pub fn index(&self, page: u64) -> u64 {
         self.offset() + (page - self.start())
     }
 
     /// The pages at which its linear mapping puts `folio`, within its range and `within`.
+    #[inline]
     pub(super) fn window(&self, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
         let index = folio.mapping().index;
         let (start, end) = (self.start().max(within.start), self.end().min(within.end));
@@ -258,6 +271,7 @@ impl<'a> Vma<'a> {
     }
 
     /// What a leaf of it may allow at most.
+    #[inline]
     pub(super) fn attrs(&self) -> Attrs {
         let flags = self.flags();
         Attrs::ACCESSED

@@ -3,10 +3,12 @@
 use core::ops::ControlFlow;
 use core::ops::Range;
 
+use super::fault::batch;
 use super::vma::Vma;
 use super::{Manager, Removed, Space};
-use crate::format::{Attrs, LongMode};
-use crate::mapcount::{Accounting, Batch, Class};
+use crate::folio::Folio;
+use crate::format::{Attrs, Leaf, LongMode};
+use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part};
 use core::sync::atomic::Ordering::Relaxed;
@@ -49,7 +51,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         range: Range<usize>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Option<usize> {
-        let mut i = range.start;
+        let (mut i, mut resident) = (range.start, 0);
         while i < range.end {
             let Some(leaf) = part.held(i) else {
                 i += 1;
@@ -62,17 +64,27 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 continue;
             }
             if flush.is_full() {
-                return Some(i);
+                break;
             }
-            let (folio, batch, n) = self.batch_at(vma, part, i, range.end, Attrs::ALL);
-            let attrs = part.clear(i, n);
+            let (folio, first, most) = self.folio_of(part, leaf);
+            // How many there are shows as they go: one pass.
+            let (n, attrs) = part.take_run(i, most.min(range.end - i));
+            let batch = batch(vma, part, first, (n as u64) << part.level().page_shift());
             flush.add_pages(part.page(i), u64::from(batch.pages));
-            space.rss.fetch_sub(u64::from(batch.pages), Relaxed);
+            resident += u64::from(batch.pages);
             let beside = self.beside(part, vma, folio, i..i + n);
             flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
             i += n;
         }
-        None
+        space.rss.fetch_sub(resident, Relaxed);
+        (i < range.end).then_some(i)
+    }
+
+    /// The folio of a tracked leaf of `part`, the page of it that the leaf maps first, and how many leaves may map the rest of it.
+    pub(super) fn folio_of(&self, part: &Part<'_, LongMode, Self>, leaf: Leaf) -> (Folio<'_>, u64, usize) {
+        let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+        let first = leaf.pfn.raw() - folio.head().raw();
+        (folio, first, ((folio.pages() - first) >> part.level().page_shift()).max(1) as usize)
     }
 
     /// The leaves from the tracked leaf at `i` on, below `end`, that map consecutive pages of one folio and differ at most in `ignore`: the
@@ -84,23 +96,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         i: usize,
         end: usize,
         ignore: Attrs,
-    ) -> (crate::folio::Folio<'a>, Batch, usize) {
-        let leaf = part.held(i).expect("the caller saw a leaf");
-        let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
-        let shift = part.level().page_shift();
-        let first = leaf.pfn.raw() - folio.head().raw();
-        let fit = ((folio.pages() - first) >> shift).max(1) as usize;
-        let n = part.run_length(i, fit.min(end - i), ignore);
-        let batch = Batch {
-            class: Class::Process,
-            first: first as u32,
-            pages: (n as u32) << shift,
-            leaf: part.level().leaf_order(),
-            region: vma.region(),
-            table: part.table(),
-            owner: vma.space().0,
-        };
-        (folio, batch, n)
+    ) -> (Folio<'a>, Batch, usize) {
+        let (folio, first, most) = self.folio_of(part, part.held(i).expect("the caller saw a leaf"));
+        let n = part.run_length(i, most.min(end - i), ignore);
+        (folio, batch(vma, part, first, (n as u64) << part.level().page_shift()), n)
     }
 
     /// Calls `f` for every part of pages `first..end`, with the indexes to work on. No leaf lies across an edge of the range: the caller has

@@ -1,0 +1,82 @@
+//! `quire-benches instructions`: how many instructions each hot operation takes, by callgrind, beside what `golden.json` says. Instructions do not depend on what
+//! else the machine does, so a change that costs some is seen where a time would drown.
+
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode};
+
+use crate::work::Op;
+
+/// Beyond this share of the number in the file the command fails: by another compiler a little is different.
+const TOLERANCE: f64 = 0.02;
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden.json");
+
+/// Operation, order, level of the leaves.
+const EACH: [(Op, u8, u8); 12] = [
+    (Op::Map, 0, 1),
+    (Op::Single, 0, 1),
+    (Op::Map, 4, 1),
+    (Op::Fork, 4, 1),
+    (Op::Cow, 4, 1),
+    (Op::Unmap, 4, 1),
+    (Op::Map, 9, 1),
+    (Op::Fork, 9, 1),
+    (Op::Teardown, 9, 1),
+    (Op::Unmap, 9, 1),
+    (Op::Translate, 9, 1),
+    (Op::Split, 9, 2),
+];
+const SCHEMES: [&str; 2] = ["none", "total"];
+
+/// Compares, or writes the file anew.
+pub(crate) fn run(update: bool) -> ExitCode {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("skipped: there is no valgrind");
+        let required = std::env::var("QUIRE_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "valgrind"));
+        return ExitCode::from(u8::from(required));
+    }
+    let counts: BTreeMap<String, u64> = EACH
+        .into_iter()
+        .flat_map(|of| SCHEMES.map(|scheme| (of, scheme)))
+        .map(|((op, order, level), scheme)| {
+            (format!("{} {order} {level} {scheme}", op.name()), count(op, order, level, scheme))
+        })
+        .collect();
+    if update {
+        let text = serde_json::to_string_pretty(&counts).expect("numbers") + "\n";
+        std::fs::write(FILE, text).expect("the file can be written");
+        return ExitCode::SUCCESS;
+    }
+    let text = std::fs::read_to_string(FILE).expect("the file is there");
+    let golden: BTreeMap<String, u64> = serde_json::from_str(&text).expect("names and numbers");
+    let mut passed = golden.keys().eq(counts.keys());
+    println!("{:<24} {:>10} {:>10} {:>7}", "what order level scheme", "golden", "now", "change");
+    for (name, &now) in &counts {
+        let Some(&golden) = golden.get(name) else {
+            println!("{name:<24} {:>10} {now:>10}", "none");
+            continue;
+        };
+        let change = now as f64 / golden as f64 - 1.0;
+        let is_near = change.abs() <= TOLERANCE;
+        passed &= is_near;
+        println!("{name:<24} {golden:>10} {now:>10} {:>+6.1}%{}", change * 100.0, if is_near { "" } else { "  <--" });
+    }
+    if !passed {
+        println!("more or fewer than golden.json says: if that is meant, `quire-benches instructions --update`");
+    }
+    ExitCode::from(u8::from(!passed))
+}
+
+/// Instructions between entry and exit of the marked function, in a process of its own.
+fn count(op: Op, order: u8, level: u8, scheme: &str) -> u64 {
+    let this = std::env::current_exe().expect("this program");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
+        .arg("--toggle-collect=*operation::counted*")
+        .arg(this)
+        .args(["operation", op.name(), &order.to_string(), &level.to_string(), scheme])
+        .output()
+        .expect("valgrind runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find_map(|line| line.split_once("Collected : ")).unwrap_or_else(|| panic!("{text}"));
+    line.1.trim().parse().expect("a number")
+}
