@@ -9,7 +9,7 @@ use quire::audit::Recount;
 use quire::mapcount::{Accounting, Answer, MmOwner, None, PerLevel, PerPage, Scheme, Share, Total, UnderScheme, Vmas};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::{EmulatedMemory, Machine};
-use quire::space::{Access, LargeFolios, Manager, Map, Policy, SpaceId};
+use quire::space::{Access, LargeFolios, Manager, Map, PAGES_END, Policy, SpaceId};
 use quire::space::{ObjectKind, Prot};
 use quire::stats::{Fill, NumaMap, PagemapEntry, Smaps};
 use world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
@@ -53,7 +53,7 @@ fn numa<A: Accounting>(world: &World<'_, A>, space: SpaceId) -> Vec<NumaMap> {
 
 fn entries<A: Accounting>(world: &World<'_, A>, space: SpaceId, fill: Fill) -> Vec<(u64, PagemapEntry)> {
     let mut all = Vec::new();
-    world.manager.pagemap(space, 0..quire::space::PAGES_END, fill, |page, entry| all.push((page, entry)));
+    world.manager.pagemap(space, 0..PAGES_END, fill, |page, entry| all.push((page, entry)));
     all
 }
 
@@ -410,11 +410,11 @@ fn what_finds_no_room_on_the_way_out_is_counted() {
     world::<Total>(SMALL, |world| {
         let (one, many) = (world.anon(3), world.space());
         world.write(one, BASE + 1, 7);
-        const VMAS: u64 = 4000;
+        const VMAS: u64 = 8000;
         (0..VMAS).for_each(|i| world.map(many, BASE + 2 * i, 1, RW, Map::Anon));
         world.write(many, BASE + 2 * (VMAS - 1), 7);
         let mut words = vec![0; STATS_WORDS];
-        stats::write(&world.manager, |index, word| words[index] = word);
+        stats::write(&world.manager, true, |index, word| words[index] = word);
         let read = stats::Stats::new(&words).unwrap();
         assert_eq!(read.meminfo(), world.manager.meminfo());
         let tenants: Vec<_> = read.tenants().collect();
@@ -422,7 +422,7 @@ fn what_finds_no_room_on_the_way_out_is_counted() {
         let vmas: Vec<_> = read.vmas().collect();
         assert_eq!((vmas[0].space, vmas[0].start, vmas[0].smaps), (u64::from(one.raw()), BASE, rollup(world, one)));
         assert!(vmas.len() > 3000);
-        assert_eq!(read.left_out(), (0, 1 + VMAS - vmas.len() as u64));
+        assert_eq!(read.left_out(), (0, 1 + VMAS - vmas.len() as u64, read.left_out().2));
         assert!(stats::Stats::new(&[0; STATS_WORDS]).is_none(), "nothing was written");
         assert!(stats::Stats::new(&words[..1000]).is_none(), "it was cut off");
     });
@@ -443,5 +443,36 @@ fn a_reader_teaches_a_scheme_that_lost_an_owner() {
         // What it learns it says at once.
         assert_eq!(rollup(world, others[1]).uss().value(), Some(16));
         assert_eq!(shared(), Some(false));
+    });
+}
+
+#[test]
+fn runs_of_pages_are_what_pagemap_and_kpagecount_say() {
+    world::<PerPage>(SMALL, |world| {
+        let parent = world.anon(40);
+        world.fill(parent, BASE..BASE + 40, 1);
+        let child = world.manager.fork(parent).unwrap();
+        world.write(child, BASE + 5, 9);
+        let mut words = vec![0; STATS_WORDS];
+        stats::write(&world.manager, true, |index, word| words[index] = word);
+        let read = stats::Stats::new(&words).unwrap();
+        assert_eq!(read.left_out(), (0, 0, 0));
+        for space in [parent, child] {
+            let runs: Vec<_> = read.runs().filter(|run| run.space == u64::from(space.raw())).collect();
+            assert_eq!(runs.iter().map(|run| run.pages).sum::<u64>(), world.manager.rss(space));
+            let mut pages = Vec::new();
+            world.manager.pagemap(space, 0..PAGES_END, Fill::Scheme, |page, entry| pages.push((page, entry)));
+            let told = runs.iter().flat_map(|run| (0..run.pages).map(move |i| (run, i)));
+            for ((run, i), (page, entry)) in told.zip(pages) {
+                assert_eq!((run.page + i, run.pfn + i), (page, entry.pfn.raw()));
+                assert_eq!((run.exclusive, run.is_file), (entry.exclusive, entry.is_file));
+                assert_eq!(run.count, world.manager.kpagecount(entry.pfn, Fill::Scheme));
+                // The child's copy, and the parent's page that is left alone.
+                let expected = if page == BASE + 5 { 1 } else { 2 };
+                assert_eq!((run.count.value(), run.exclusive.value()), (Some(expected), Some(expected == 1)));
+            }
+        }
+        stats::write(&world.manager, false, |index, word| words[index] = word);
+        assert_eq!(stats::Stats::new(&words).unwrap().runs().count(), 0);
     });
 }

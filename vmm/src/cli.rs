@@ -126,9 +126,9 @@ struct RunArgs {
     /// How often all leaves are recounted, the time at the end included
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoints: u64,
-    /// Print what the tenants have mapped at the checkpoint with the most leaves, as smaps_rollup of each and meminfo; or smaps of every vma. JSON has
-    /// both anyway
-    #[arg(long, value_name = "rollup|smaps", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "rollup")]
+    /// Print what the tenants have mapped at the checkpoint with the most leaves, as smaps_rollup of each and meminfo; or smaps of every vma; or pagemap and
+    /// kpagecount of every page. JSON has all anyway
+    #[arg(long, value_name = "rollup|smaps|pagemap", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "rollup")]
     stats: Option<StatsText>,
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -182,6 +182,8 @@ enum StatsText {
     Rollup,
     /// And one for each of its vmas.
     Smaps,
+    /// And one for each run of pages of which pagemap and kpagecount say the same.
+    Pagemap,
 }
 
 #[derive(Args, Debug)]
@@ -320,11 +322,14 @@ fn scheme_help() -> String {
 
 fn run(args: &RunArgs) -> Result<ExitCode, Error> {
     let (workload, config) = args.replay.prepare()?;
-    let config = Config { scheme: args.scheme, checkpoints: args.checkpoints, ..config };
+    let pages = args.json.is_some() || args.stats == Some(StatsText::Pagemap);
+    let config = Config { scheme: args.scheme, checkpoints: args.checkpoints, pages, ..config };
     let measured = progress::during(&format!("replaying {}", workload.name), || replay(&workload, &config))?;
     let report = Report::new(&workload, &config, &measured, Host::here());
     let text = match (args.stats, &report.stats) {
-        (Some(how), Some(stats)) => format!("{report}{}", stats.text(how == StatsText::Smaps)),
+        (Some(how), Some(stats)) => {
+            format!("{report}{}", stats.text(how != StatsText::Rollup, how == StatsText::Pagemap))
+        }
         _ => report.to_string(),
     };
     show(&report, &text, args.json.as_ref())?;

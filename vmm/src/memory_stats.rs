@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use quire::abi::stats::{Stats, VmaStats};
+use quire::abi::stats::{PageRun, Stats, VmaStats};
 use quire::mapcount::{Answer, Share};
 use quire::space::VmaFlags;
 use quire::stats::{Meminfo, Smaps};
@@ -189,6 +189,39 @@ impl From<VmaStats> for VmaRow {
     }
 }
 
+/// Consecutive pages of which pagemap and kpagecount say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PagesRow {
+    /// First address.
+    pub at: u64,
+    /// How many pages.
+    pub pages: u64,
+    /// The first one's frame; the others follow.
+    pub pfn: u64,
+    /// Whether they are a file's or shared memory.
+    pub file: bool,
+    /// PM_MMAP_EXCLUSIVE.
+    pub exclusive: Option<bool>,
+    /// kpagecount.
+    pub kpagecount: Said,
+    /// How sure both are.
+    pub how: &'static str,
+}
+
+impl From<PageRun> for PagesRow {
+    fn from(run: PageRun) -> Self {
+        Self {
+            at: run.page << 12,
+            pages: run.pages,
+            pfn: run.pfn,
+            file: run.is_file,
+            exclusive: run.exclusive.value(),
+            kpagecount: Said(run.count),
+            how: Said(run.count).how(),
+        }
+    }
+}
+
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TenantRow {
@@ -198,6 +231,8 @@ pub struct TenantRow {
     pub rollup: SmapsRow,
     /// smaps of its vmas, by address.
     pub vmas: Vec<VmaRow>,
+    /// pagemap and kpagecount, by address.
+    pub pagemap: Vec<PagesRow>,
 }
 
 /// All of it, at the checkpoint with the most leaves.
@@ -211,6 +246,8 @@ pub struct MemoryStats {
     pub more_tenants: u64,
     /// Vmas likewise; their tenants' rollups have them.
     pub more_vmas: u64,
+    /// Rows of pagemap likewise.
+    pub more_pagemap: u64,
 }
 
 impl MemoryStats {
@@ -223,17 +260,22 @@ impl MemoryStats {
             let (own, rest) = vmas.iter().partition(|vma| vma.space == space);
             vmas = rest;
             let own: Vec<VmaStats> = own;
-            TenantRow { space, rollup: rollup.into(), vmas: own.into_iter().map(VmaRow::from).collect() }
+            TenantRow {
+                space,
+                rollup: rollup.into(),
+                vmas: own.into_iter().map(VmaRow::from).collect(),
+                pagemap: stats.runs().filter(|run| run.space == space).map(PagesRow::from).collect(),
+            }
         });
         let tenants = tenants.collect();
-        let (more_tenants, more_vmas) = stats.left_out();
-        Some(Self { meminfo: stats.meminfo().into(), tenants, more_tenants, more_vmas })
+        let (more_tenants, more_vmas, more_pagemap) = stats.left_out();
+        Some(Self { meminfo: stats.meminfo().into(), tenants, more_tenants, more_vmas, more_pagemap })
     }
 
-    /// As text, of each vma too if `vmas`.
+    /// As text, of each vma too if `vmas`, and of each page if `pages`.
     #[must_use]
-    pub fn text(&self, vmas: bool) -> Text<'_> {
-        Text { stats: self, vmas }
+    pub fn text(&self, vmas: bool, pages: bool) -> Text<'_> {
+        Text { stats: self, vmas, pages }
     }
 }
 
@@ -242,6 +284,7 @@ impl MemoryStats {
 pub struct Text<'a> {
     stats: &'a MemoryStats,
     vmas: bool,
+    pages: bool,
 }
 
 const fn kb(pages: u64) -> u64 {
@@ -262,7 +305,7 @@ fn smaps_line(f: &mut fmt::Formatter<'_>, name: &str, s: &SmapsRow) -> fmt::Resu
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stats, vmas } = self;
+        let Self { stats, vmas, pages } = self;
         let m = &stats.meminfo;
         writeln!(
             f,
@@ -294,6 +337,29 @@ impl fmt::Display for Text<'_> {
                     &format!("  {:012x} {} {what}, mapmax {}", vma.start, vma.perms, vma.mapmax.text(|n| n)),
                     &vma.smaps,
                 )?;
+            }
+        }
+        if *pages {
+            writeln!(
+                f,
+                "\n  {:<7} {:<16} {:>7} {:>10} {:>11} {:>10}",
+                "space", "pagemap", "pages", "frame", "kpagecount", "exclusive"
+            )?;
+            for (tenant, run) in
+                stats.tenants.iter().flat_map(|tenant| tenant.pagemap.iter().map(move |run| (tenant, run)))
+            {
+                let sure = |text: String| if run.how == "about" { format!("~{text}") } else { text };
+                let exclusive =
+                    run.exclusive.map_or_else(|| "-".to_owned(), |yes| sure(if yes { "yes" } else { "no" }.to_owned()));
+                let count = run.kpagecount.text(|n| n);
+                writeln!(
+                    f,
+                    "  {:<7} {:016x} {:>7} {:>10x} {count:>11} {exclusive:>10}",
+                    tenant.space, run.at, run.pages, run.pfn
+                )?;
+            }
+            if stats.more_pagemap > 0 {
+                writeln!(f, "  {} more runs of pages found no room", stats.more_pagemap)?;
             }
         }
         if stats.more_tenants > 0 || stats.more_vmas > 0 {

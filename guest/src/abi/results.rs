@@ -56,7 +56,7 @@ pub const STATS_OFFSET: u64 = 0x10_0000;
 /// How many fit.
 pub const STATS_WORDS: usize = ((REGION_BYTES - STATS_OFFSET) / 8) as usize;
 /// Length of the whole region.
-pub const REGION_BYTES: u64 = 0x18_0000;
+pub const REGION_BYTES: u64 = 0x20_0000;
 
 /// In the audit list: the gva should not translate.
 pub const NOT_MAPPED: u64 = u64::MAX;

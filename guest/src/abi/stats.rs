@@ -5,9 +5,12 @@
 //! 1        and vmas                                    all tenants come first, so that vmas are what is left out
 //! 2        tenants left out for want of room
 //! 3        and vmas
-//! 4        meminfo                   7 words
+//! 4        runs of pages, if they are wanted           behind the vmas, space by space and by address
+//! 5        runs left out
+//! 6        meminfo                   7 words
 //!          tenants                   1 + 12 words each: space, smaps_rollup
 //!          vmas                      7 + 12 words each: space, first page, one past the last, flags, object, offset, mapmax, smaps
+//!          runs                      6 words each: space, first page, frame, pages and whether they are a file's, kpagecount, exclusive
 //! ```
 //!
 //! An answer is one word: how sure it is in the upper 3 bits, and the value below.
@@ -15,14 +18,20 @@
 use super::results::STATS_WORDS;
 use crate::mapcount::{Accounting, Answer};
 use crate::memory::{Memory, Tlb};
-use crate::space::{Manager, VmaFlags};
+use crate::space::{Manager, PAGES_END, VmaFlags};
 use crate::stats::{Fill, Meminfo, Smaps};
 
-const HEADER_WORDS: usize = 4;
+const HEADER_WORDS: usize = 6;
 const MEMINFO_WORDS: usize = 7;
 const SMAPS_WORDS: usize = 12;
 const TENANT_WORDS: usize = 1 + SMAPS_WORDS;
 const VMA_WORDS: usize = 7 + SMAPS_WORDS;
+const RUN_WORDS: usize = 6;
+/// In the word of a run's pages: they are a file's or shared memory.
+const IS_FILE: u64 = 1 << 63;
+
+/// Boot word: 1 when runs of pages are wanted.
+pub const PAGES_WANTED: usize = super::boot::OPTIONS + 17;
 
 /// Where the value of an answer ends: 2^61 units are far above any Pss.
 const SURE_SHIFT: u32 = 61;
@@ -115,19 +124,70 @@ struct Stream<P> {
 impl<P: FnMut(usize, u64)> Stream<P> {
     /// A record; whether it fitted.
     fn push<const N: usize>(&mut self, head: [u64; N], smaps: &Smaps) -> bool {
-        if self.at + N + SMAPS_WORDS > STATS_WORDS {
-            return false;
+        self.push_words(N + SMAPS_WORDS, head.into_iter().chain(smaps_words(smaps)))
+    }
+
+    fn push_words(&mut self, count: usize, words: impl Iterator<Item = u64>) -> bool {
+        let fits = self.at + count <= STATS_WORDS;
+        if fits {
+            for word in words {
+                (self.put)(self.at, word);
+                self.at += 1;
+            }
         }
-        for word in head.into_iter().chain(smaps_words(smaps)) {
-            (self.put)(self.at, word);
-            self.at += 1;
-        }
-        true
+        fits
     }
 }
 
-/// Writes what is mapped now; `put` gets the index of a word below [`STATS_WORDS`] and the word. No space may come or go meanwhile.
-pub fn write<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>, mut put: impl FnMut(usize, u64)) {
+/// Consecutive pages in consecutive frames of which pagemap and kpagecount say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRun {
+    /// Number of the space.
+    pub space: u64,
+    /// The first page.
+    pub page: u64,
+    /// Its frame.
+    pub pfn: u64,
+    /// How many.
+    pub pages: u64,
+    /// Whether they are a file's or shared memory (PM_FILE).
+    pub is_file: bool,
+    /// kpagecount of each.
+    pub count: Answer<u64>,
+    /// PM_MMAP_EXCLUSIVE of each.
+    pub exclusive: Answer<bool>,
+}
+
+impl PageRun {
+    fn words(self) -> [u64; RUN_WORDS] {
+        let file = if self.is_file { IS_FILE } else { 0 };
+        let exclusive = answer_word(self.exclusive.map(u64::from));
+        [self.space, self.page, self.pfn, self.pages | file, answer_word(self.count), exclusive]
+    }
+
+    fn of(words: &[u64]) -> Self {
+        Self {
+            space: words[0],
+            page: words[1],
+            pfn: words[2],
+            pages: words[3] & !IS_FILE,
+            is_file: words[3] & IS_FILE != 0,
+            count: answer_of(words[4]),
+            exclusive: answer_of(words[5]).map(|bit| bit == 1),
+        }
+    }
+
+    /// Whether `next` goes on as this one is; it is longer then.
+    fn takes(&mut self, next: &Self) -> bool {
+        let goes_on =
+            Self { page: self.page + self.pages, pfn: self.pfn + self.pages, pages: next.pages, ..*self } == *next;
+        self.pages += if goes_on { next.pages } else { 0 };
+        goes_on
+    }
+}
+
+/// Writes what is mapped now, and of every page if `pages`; `put` gets the index of a word below [`STATS_WORDS`] and the word. No space may come or go meanwhile.
+pub fn write<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>, pages: bool, mut put: impl FnMut(usize, u64)) {
     for (i, word) in meminfo_words(&manager.meminfo()).into_iter().enumerate() {
         put(HEADER_WORDS + i, word);
     }
@@ -150,6 +210,29 @@ pub fn write<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>, mut put: i
             ];
             counts[if stream.push(head, smaps) { 1 } else { 3 }] += 1;
         });
+    }
+    for space in manager.spaces().filter(|_| pages) {
+        let mut run: Option<PageRun> = None;
+        let mut end = |run: PageRun| {
+            counts[if stream.push_words(RUN_WORDS, run.words().into_iter()) { 4 } else { 5 }] += 1;
+        };
+        manager.pagemap(space, 0..PAGES_END, Fill::Scheme, |page, entry| {
+            let next = PageRun {
+                space: space.raw().into(),
+                page,
+                pfn: entry.pfn.raw(),
+                pages: 1,
+                is_file: entry.is_file,
+                count: manager.kpagecount(entry.pfn, Fill::Scheme),
+                exclusive: entry.exclusive,
+            };
+            if !run.as_mut().is_some_and(|run| run.takes(&next))
+                && let Some(done) = run.replace(next)
+            {
+                end(done);
+            }
+        });
+        run.map(&mut end);
     }
     for (i, count) in counts.into_iter().enumerate() {
         (stream.put)(i, count);
@@ -190,7 +273,8 @@ impl<'a> Stats<'a> {
         let stats = Self { words };
         let has_room = words.len() >= HEADER_WORDS + MEMINFO_WORDS
             && words[0] <= STATS_WORDS as u64
-            && words[1] <= STATS_WORDS as u64;
+            && words[1] <= STATS_WORDS as u64
+            && words[4] <= STATS_WORDS as u64;
         // Every manager has frames.
         (has_room && stats.end() <= words.len() && stats.meminfo().total > 0).then_some(stats)
     }
@@ -199,8 +283,12 @@ impl<'a> Stats<'a> {
         HEADER_WORDS + MEMINFO_WORDS + self.words[0] as usize * TENANT_WORDS
     }
 
-    fn end(&self) -> usize {
+    fn first_run(&self) -> usize {
         self.first_vma() + self.words[1] as usize * VMA_WORDS
+    }
+
+    fn end(&self) -> usize {
+        self.first_run() + self.words[4] as usize * RUN_WORDS
     }
 
     /// meminfo.
@@ -217,7 +305,7 @@ impl<'a> Stats<'a> {
 
     /// The vmas, space by space and by address.
     pub fn vmas(&self) -> impl Iterator<Item = VmaStats> + 'a {
-        self.words[self.first_vma()..self.end()].chunks_exact(VMA_WORDS).map(|words| VmaStats {
+        self.words[self.first_vma()..self.first_run()].chunks_exact(VMA_WORDS).map(|words| VmaStats {
             space: words[0],
             start: words[1],
             end: words[2],
@@ -229,10 +317,15 @@ impl<'a> Stats<'a> {
         })
     }
 
-    /// Tenants and vmas that found no room.
+    /// pagemap and kpagecount, space by space and by address; nothing when they were not wanted.
+    pub fn runs(&self) -> impl Iterator<Item = PageRun> + 'a {
+        self.words[self.first_run()..self.end()].chunks_exact(RUN_WORDS).map(PageRun::of)
+    }
+
+    /// Tenants, vmas and runs that found no room.
     #[must_use]
-    pub fn left_out(&self) -> (u64, u64) {
-        (self.words[2], self.words[3])
+    pub fn left_out(&self) -> (u64, u64, u64) {
+        (self.words[2], self.words[3], self.words[5])
     }
 }
 

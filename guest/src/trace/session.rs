@@ -56,6 +56,8 @@ pub struct Session<'a> {
     pub interval: u64,
     /// Scratch memory of the recount.
     pub rows: Pfn,
+    /// Whether the statistics are to tell of every page.
+    pub pages: bool,
     /// First frame of the device window.
     pub device: Pfn,
 }
@@ -92,7 +94,7 @@ impl Session<'_> {
                     most_leaves = found.leaves;
                     note_knowledge(manager, &found, site);
                     // Behind the rest: a scheme may learn from being read.
-                    stats::write(manager, |index, word| site.stat(index, word));
+                    stats::write(manager, self.pages, |index, word| site.stat(index, word));
                 }
             }
         }

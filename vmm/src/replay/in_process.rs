@@ -41,6 +41,7 @@ impl UnderScheme for InProcess<'_> {
         let session = Session {
             trace: &workload.encoded,
             interval: config.interval(workload),
+            pages: config.pages,
             rows: Pfn::new(frames),
             device: Pfn::new(frames + rows),
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
-use quire::abi::{BootInfo, boot, results, survey};
+use quire::abi::{BootInfo, boot, results, stats, survey};
 
 use quire::addr::Level;
 use quire::audit::Recount;
@@ -29,6 +29,7 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
     words[MAX_LEAF] = u64::from(config.max_leaf.get());
     words[FLOOR_PAGES] = config.floor;
     words[survey::WANTED] = u64::from(config.survey);
+    words[stats::PAGES_WANTED] = u64::from(config.pages);
     words[DEVICE] = u64::from(workload.has_device);
     words
 }

@@ -125,6 +125,8 @@ pub struct Config {
     pub floor: u64,
     /// Whether the observing schemes are asked everything at each checkpoint.
     pub survey: bool,
+    /// Tell pagemap and kpagecount of every page, at the checkpoint with the most leaves.
+    pub pages: bool,
 }
 
 impl Default for Config {
@@ -141,6 +143,7 @@ impl Default for Config {
             checkpoints: 4,
             floor: 1000,
             survey: false,
+            pages: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the schemes keep, cost and answer: found out by running each, not written down.
 //!
-//! [`stage`] sets situations up on page tables in this process; [`atomics`] counts the locked operations of every step, [`answers`] asks every
+//! `stage` sets situations up on page tables in this process; `atomics` counts the locked operations of every step, `answers` asks every
 //! question in every situation and keeps the least sure answer.
 
 mod answers;

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
 use quire::abi::sample::Sample;
-use quire::abi::{boot, survey};
+use quire::abi::{boot, stats, survey};
 use quire::addr::{Gva, Order, Pfn};
 use quire::format::Attrs;
 use quire::mapcount::Accounting;
@@ -28,6 +28,7 @@ pub fn run<A: Accounting>(run: &Run<'_>, manager: &Manager<&Machine, A>) -> Resu
     let session = Session {
         trace: run.trace,
         interval: run.boot[boot::AUDIT_INTERVAL],
+        pages: run.boot[stats::PAGES_WANTED] == 1,
         rows: run.room.rows,
         device: run.room.device,
     };
