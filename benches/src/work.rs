@@ -30,6 +30,10 @@ pub(crate) enum Op {
     Teardown,
     /// Everything unmapped at once.
     Unmap,
+    /// Whether a folio of two owners is shared, asked of the scheme.
+    Ask,
+    /// The same, found by a walk to its leaves: what a scheme without counts must do.
+    Walk,
     /// Stores to shared pages, each of which is copied: one for each folio.
     Cow,
     /// One page faulted in and dropped again.
@@ -41,12 +45,14 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    pub(crate) const EACH: [Self; 9] = [
+    pub(crate) const EACH: [Self; 11] = [
         Self::Map,
         Self::Translate,
         Self::Fork,
         Self::Teardown,
         Self::Unmap,
+        Self::Ask,
+        Self::Walk,
         Self::Cow,
         Self::Single,
         Self::Split,
@@ -62,6 +68,8 @@ impl Op {
             Self::Fork => "fork",
             Self::Teardown => "teardown",
             Self::Unmap => "unmap",
+            Self::Ask => "ask",
+            Self::Walk => "walk",
             Self::Cow => "cow",
             Self::Single => "single",
             Self::Split => "split",
@@ -99,7 +107,7 @@ impl Shape {
     pub(crate) fn units(self, op: Op) -> u64 {
         match op {
             Op::Map | Op::Translate | Op::Fork | Op::Teardown | Op::Unmap => self.leaves(),
-            Op::Cow => self.blocks().min(TIMES),
+            Op::Ask | Op::Walk | Op::Cow => self.blocks().min(TIMES),
             Op::Single => TIMES,
             Op::Split | Op::Collapse => self.blocks(),
         }
@@ -113,7 +121,7 @@ impl Shape {
     pub(crate) fn has(self, op: Op) -> bool {
         match op {
             Op::Map | Op::Translate | Op::Fork | Op::Teardown | Op::Unmap => true,
-            Op::Cow => self.leaf == Level::ONE,
+            Op::Ask | Op::Walk | Op::Cow => self.leaf == Level::ONE,
             Op::Single => self.order == Order::BASE,
             Op::Split | Op::Collapse => self.leaf == Level::TWO,
         }
@@ -188,6 +196,22 @@ impl<A: Accounting> World<A> {
         self.reserve();
         self.fault_all();
         let child = manager.fork(*space).expect("enough frames");
+        let table = manager.page_table(*space);
+        let folio = |block: u64| {
+            let (_, leaf) = table.lookup(manager, AT.page() + (block << shape.order.get())).expect("a leaf");
+            manager.folio(leaf.pfn).expect("a folio")
+        };
+        let folios: Vec<_> = (0..shape.units(Op::Cow)).map(folio).collect();
+        probe.probe(Op::Ask, &mut || {
+            for folio in &folios {
+                black_box(A::maybe_shared(&manager.counts(*folio), space.raw()));
+            }
+        });
+        probe.probe(Op::Walk, &mut || {
+            for folio in &folios {
+                assert_eq!(black_box(manager.is_shared_by_walk(*folio)), Ok(true));
+            }
+        });
         probe.probe(Op::Cow, &mut || {
             for block in 0..shape.units(Op::Cow) {
                 let at = AT.add_pages(block << shape.order.get());
