@@ -460,7 +460,11 @@ fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> bo
 #[test]
 fn stores_to_pages_that_move_are_kept() {
     let (mut migrated, mut collapsed) = (0, 0);
-    for round in 0..12 {
+    for round in 0..200 {
+        // A host with other things to do may not let both run at once: until it did, often enough.
+        if round >= 12 && migrated > 100 && collapsed > 2 {
+            break;
+        }
         let cpus = Cpus::new();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let space = world.anon(512);
