@@ -205,23 +205,21 @@ impl Shown for Vmas {
 }
 
 impl Shown for FullPartial {
-    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
         let c = Self::counters(t);
         assert_eq!(format!("{}, {}", c.full, c.partial), rows.others[0], "full, partial");
         let pages = runs((0..t.pages()).map(|page| u64::from(Self::page(t, page))));
         assert_eq!(pages, rows.others[1], "page counts of partial regions");
         compare_other::<Self>(t, rows, 0);
-        let _ = name;
     }
 }
 
 impl Shown for RmapIds {
-    fn compare(t: &Target<'_, &Machine>, rows: &Rows, name: &dyn Fn(u32) -> &'static str) {
+    fn compare(t: &Target<'_, &Machine>, rows: &Rows, _name: &dyn Fn(u32) -> &'static str) {
         let c = Self::counters(t);
         assert_eq!(format!("{}, {}", c.leaves, c.sizes.entire), rows.others[2], "M, entire");
         assert_eq!(c.sizes.between, between(t, rows, c.sizes.entire));
         compare_other::<Self>(t, rows, 1);
-        let _ = name;
     }
 }
 
