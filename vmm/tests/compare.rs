@@ -97,7 +97,9 @@ fn in_this_process() {
     assert_eq!(json["rounds"], 0);
     assert_eq!(row(&json, Scheme::Total)["state_bytes"], 32);
     assert_eq!(row(&json, Scheme::Total)["cost"], Value::Null);
-    assert_eq!(row(&json, Scheme::Total)["atomics"], Value::Null);
+    assert_eq!(row(&json, Scheme::Total)["atomics"], 1.0);
+    assert_eq!(row(&json, Scheme::None)["atomics"], 0.0);
+    assert!(row(&json, Scheme::PerPage)["atomics"].as_f64().unwrap() > 2.0);
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl Comparison {
         }
         writeln!(
             f,
-            "\n  {:<18}{:>8}{:>7}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{:>10}",
+            "\n  {:<18}{:>8}{:>7}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}",
             "cost", "a folio", "a page", "atomics", "metadata", "operation", "fault", "fork", "teardown", "munmap"
         )?;
         let time = |figure: Option<Figure>| figure.map_or_else(|| "-".to_owned(), |f| Time(f.ns).to_string());
@@ -197,7 +197,9 @@ impl Comparison {
                 "  {:<18}{:>8}{:>7}{:>9.2}{:>9.1}",
                 row.name, row.state_bytes, row.page_bytes, row.atomics, cost.metadata.bytes_per_folio
             )?;
-            times.iter().try_for_each(|time| write!(f, "{time:>10}"))?;
+            let [first, rest @ ..] = &times;
+            write!(f, "{first:>10}")?;
+            rest.iter().try_for_each(|time| write!(f, "{time:>9}"))?;
             writeln!(f)?;
         }
         writeln!(f, "\n  {:<18}{:>16}{:>16}{:>16}{:>16}", "ratio to `none`", "operation", "fault", "fork", "teardown")?;
