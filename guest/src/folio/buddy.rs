@@ -241,6 +241,7 @@ impl<M: Memory> Frames<M> {
             page_counts: 1,
             lock: AtomicU64::new(0),
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
+            filled: [const { AtomicU64::new(0) }; 2],
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
