@@ -399,10 +399,7 @@ fn explain(args: &ExplainArgs) -> Result<(), Error> {
             all.push(scenario);
         }
     }
-    if args.json {
-        text = serde_json::to_string(&all).map_err(|error| Error::Exit(error.to_string()))? + "\n";
-    }
-    print(&text)
+    show(&all, &text, args.json.then_some(&None))
 }
 
 fn write_kernel(args: &KernelArgs) -> Result<(), Error> {

@@ -155,22 +155,14 @@ impl<M: Memory> Frames<M> {
             memory.zero(home.start, carved);
         }
         let mut frames = Self {
-            memory,
             first_block,
             nr_blocks,
             directory: home.start,
             slot_words,
             page_words: (page_counts > 0).then(|| home.start.add(directory_frames)),
             page_counts,
-            lock: AtomicU64::new(0),
-            heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
-            filled: [const { AtomicU64::new(0) }; 2],
-            has_spare: AtomicBool::new(false),
-            free: AtomicU64::new(0),
-            reserve: AtomicU64::new(0),
-            broken: AtomicU64::new(0),
-            total: 0,
             carved,
+            ..Self::empty(memory)
         };
         for range in ranges {
             let start = if range.start == home.start { range.start.add(carved) } else { range.start };
@@ -228,17 +220,16 @@ impl<M: Memory> Frames<M> {
         &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0[at..at + words]
     }
 
-    /// No frames but those of the per-page counts, from frame 0 of `memory` on: for models of the counts alone.
-    #[cfg(loom)]
-    pub fn of_counts(memory: M) -> Self {
+    /// None at all.
+    fn empty(memory: M) -> Self {
         Self {
             memory,
             first_block: 0,
             nr_blocks: 0,
             directory: Pfn::new(0),
-            slot_words: 2,
-            page_words: Some(Pfn::new(0)),
-            page_counts: 1,
+            slot_words: 0,
+            page_words: None,
+            page_counts: 0,
             lock: AtomicU64::new(0),
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
             filled: [const { AtomicU64::new(0) }; 2],
@@ -249,6 +240,12 @@ impl<M: Memory> Frames<M> {
             total: 0,
             carved: 0,
         }
+    }
+
+    /// No frames but those of the per-page counts, from frame 0 of `memory` on: for models of the counts alone.
+    #[cfg(loom)]
+    pub fn of_counts(memory: M) -> Self {
+        Self { page_words: Some(Pfn::new(0)), page_counts: 1, ..Self::empty(memory) }
     }
 
     /// The word and half of the `nth` 32-bit per-page count of frame `pfn`.

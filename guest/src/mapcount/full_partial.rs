@@ -80,17 +80,20 @@ fn visible<M: Memory>(t: &Target<'_, M>) -> u64 {
     }
 }
 
-/// Holds the folio's counts still, to change them and to say what the change came to.
+/// What a change of the visible pages is to the statistics.
+fn became(before: u64, after: u64) -> Delta {
+    Delta { mapped: after as i64 - before as i64, ..Delta::default() }
+}
+
+/// Holds the folio's counts still, to change them.
 struct Change<'t, 'a, M> {
     t: &'t Target<'a, M>,
-    visible: u64,
     _guard: StateGuard<'a>,
 }
 
 impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
     fn begin(t: &'t Target<'a, M>) -> Self {
-        let _guard = lock_state(&t.state[0], LOCK);
-        Self { t, visible: visible(t), _guard }
+        Self { t, _guard: lock_state(&t.state[0], LOCK) }
     }
 
     /// Both change at once, so that nobody sees the folio unmapped in passing.
@@ -142,11 +145,6 @@ impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
             (_, false) => self.lower(b.pages_of_folio()),
         }
     }
-
-    fn end(self) -> Delta {
-        let visible = visible(self.t);
-        Delta { mapped: visible as i64 - self.visible as i64, ..Delta::default() }
-    }
 }
 
 /// The pages of the folio beside the batch.
@@ -165,16 +163,17 @@ impl Large for FullPartial {
         if beside.region == 0 {
             t.admit(FullPartial::counters(t).regions(), 1)?;
         }
+        let before = visible(t);
         change.enter(b, beside.region.into());
-        Ok(change.end())
+        Ok(became(before, visible(t)))
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
         let change = Change::begin(t);
+        let before = visible(t);
         change.leave(b, beside.region.into());
-        let delta = change.end();
         let left = visible(t);
-        Delta { maybe_partial: t.anon && 0 < left && left < t.pages(), ..delta }
+        Delta { maybe_partial: t.anon && 0 < left && left < t.pages(), ..became(before, left) }
     }
 
     // Neither changes what any region maps.
@@ -193,10 +192,11 @@ impl Large for FullPartial {
         beside_to: Neighbours,
     ) -> Delta {
         let change = Change::begin(t);
+        let before = visible(t);
         // There before here, so that the folio is never unmapped in passing.
         change.enter(to, beside_to.region.into());
         change.leave(from, beside_from.region.into());
-        change.end()
+        became(before, visible(t))
     }
 
     fn region_cut<M: Memory>(t: &Target<'_, M>, sides: Sides) {

@@ -2,9 +2,9 @@
 //!
 //! M counts leaves of any order, *entire* those as large as the folio; what `total` keeps as T is made up of the two.
 
-use super::owned::{Extent, Owned, OwnedCounters, average};
+use super::owned::{Extent, Owned, OwnedCounters};
 use super::sizes::Sizes;
-use super::{Answer, Batch, ByLevel, Refused, Share, Target, Truth, ensure};
+use super::{Answer, Batch, ByLevel, Refused, Target, Truth, ensure};
 use crate::memory::Memory;
 
 /// M, *entire*, *between* and two owner slots: 32 bytes.
@@ -43,14 +43,8 @@ impl Extent for Sizes {
     fn is_huge<M: Memory>(self, t: &Target<'_, M>, _leaves: u64) -> bool {
         Self::is_huge(self, t)
     }
-    fn mapped_pages<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> u64 {
-        if leaves > 0 { t.pages() } else { 0 }
-    }
     fn by_level<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Answer<ByLevel> {
         Answer::Exact(Self::by_level(self, t, leaves))
-    }
-    fn charge<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Share {
-        Share::one_of(average(t, Self::total(self, t, leaves)))
     }
     fn check(self, truth: &Truth) -> Result<(), &'static str> {
         ensure(self.entire == truth.entire, "entire")

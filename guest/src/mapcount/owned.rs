@@ -40,12 +40,16 @@ pub trait Extent: Copy + fmt::Debug + fmt::Display + Send + Sync + 'static {
     fn total<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> u64;
     /// Whether a folio of 2 MiB is mapped by a leaf of 2 MiB.
     fn is_huge<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> bool;
-    /// Pages that the statistics take as mapped.
-    fn mapped_pages<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> u64;
+    /// Pages that the statistics take as mapped: all of the folio, from its first leaf to its last.
+    fn mapped_pages<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> u64 {
+        if leaves > 0 { t.pages() } else { 0 }
+    }
     /// Leaves by their size.
     fn by_level<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Answer<ByLevel>;
-    /// What a leaf over a page is charged.
-    fn charge<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Share;
+    /// What a leaf over a page is charged: by the average of all pages.
+    fn charge<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Share {
+        Share::one_of(average(t, self.total(t, leaves)))
+    }
     /// What must hold of it beyond T.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::sizes::Sizes;
 use super::{Answer, Batch, ByLevel, Delta, Evidence, Large, Neighbours, Refused, Share, Target, Truth, ensure};
 use crate::addr::Order;
 use crate::memory::Memory;
-use crate::sync::{AtomicU64, Field, StateGuard, lock_state};
+use crate::sync::{Field, StateGuard, lock_state};
 
 const LEAVES: Field<0, 32> = Field;
 const LOCK: u64 = 1 << 63;
@@ -43,9 +43,23 @@ impl SubIds {
     /// Sub-ids at order 18, the most.
     pub const MOST: usize = 8;
 
-    /// For folios of `order`.
+    /// For folios of `order`: every change of a count asks.
     #[must_use]
     pub const fn of(order: Order) -> Self {
+        Self::OF_ORDER[order.get() as usize]
+    }
+
+    const OF_ORDER: [Self; Order::GIGANTIC.get() as usize + 1] = {
+        let mut all = [Self { base: 0, bits: 0 }; Order::GIGANTIC.get() as usize + 1];
+        let mut order = 0;
+        while order < all.len() {
+            all[order] = Self::found(Order::new(order as u8));
+            order += 1;
+        }
+        all
+    };
+
+    const fn found(order: Order) -> Self {
         let base = order.pages() + 1;
         // All digits are at most P, so the largest sum is base^bits - 1.
         let (mut bits, mut power) = (0, 1u128);
@@ -122,35 +136,45 @@ fn total<M: Memory>(t: &Target<'_, M>) -> u64 {
     sizes.total(t, leaves)
 }
 
-/// Holds the folio's counts still.
-struct Change<'a> {
-    state: &'a [AtomicU64],
+/// Holds the folio's counts still, to change them and to say what the change came to.
+struct Change<'t, 'a, M> {
+    t: &'t Target<'a, M>,
     subs: SubIds,
     leaves: u64,
     sizes: Sizes,
+    /// M and its sizes as they were.
+    before: (u64, Sizes),
     guard: StateGuard<'a>,
 }
 
-impl<'a> Change<'a> {
-    fn begin<M: Memory>(t: &Target<'a, M>) -> Self {
+impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
+    fn begin(t: &'t Target<'a, M>) -> Self {
         let guard = lock_state(&t.state[0], LOCK);
-        let sizes = Sizes::unpack(t.state[SIZES].load(Relaxed));
-        Self { state: t.state, subs: SubIds::of(t.order), leaves: leaves(t), sizes, guard }
+        let (leaves, sizes) = (leaves(t), Sizes::unpack(t.state[SIZES].load(Relaxed)));
+        Self { t, subs: SubIds::of(t.order), leaves, sizes, before: (leaves, sizes), guard }
     }
 
     /// `owner` has so many leaves more. Beyond P the sums wrap, and come back right.
     fn leaves(&mut self, more: i64, owner: u32) {
         self.leaves = self.leaves.wrapping_add_signed(more);
-        for (nth, sum) in self.state[SUMS..].iter().take(self.subs.count()).enumerate() {
+        for (nth, sum) in self.t.state[SUMS..].iter().take(self.subs.count()).enumerate() {
             let change = more.cast_unsigned().wrapping_mul(self.subs.get(owner, nth));
             sum.store(sum.load(Relaxed).wrapping_add(change), Relaxed);
         }
     }
 
-    fn end(self) {
-        self.state[SIZES].store(self.sizes.pack(), Relaxed);
-        self.state[0].store(LEAVES.bits(self.leaves) | LOCK, Relaxed);
+    fn end(self) -> Delta {
+        let t = self.t;
+        t.state[SIZES].store(self.sizes.pack(), Relaxed);
+        t.state[0].store(LEAVES.bits(self.leaves) | LOCK, Relaxed);
         drop(self.guard);
+        let (leaves, sizes) = self.before;
+        let folios = |is: bool, was: bool| (i64::from(is) - i64::from(was)) * t.pages() as i64;
+        Delta {
+            mapped: folios(self.leaves > 0, leaves > 0),
+            huge: folios(self.sizes.is_huge(t), sizes.is_huge(t)),
+            maybe_partial: false,
+        }
     }
 }
 
@@ -159,16 +183,9 @@ fn add<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<Delta, Refused> {
     let mut change = Change::begin(t);
     // Admitting on T leaves room for every split that may come.
     t.admit(change.sizes.total(t, change.leaves), b.pages)?;
-    let (first, was_huge) = (change.leaves == 0, change.sizes.is_huge(t));
     change.leaves(b.leaves().into(), b.owner);
     change.sizes.add(t, b);
-    let is_huge = change.sizes.is_huge(t);
-    change.end();
-    Ok(Delta { mapped: if first { t.pages() as i64 } else { 0 }, ..huge(t, was_huge, is_huge) })
-}
-
-fn huge<M: Memory>(t: &Target<'_, M>, was: bool, is: bool) -> Delta {
-    Delta { huge: (i64::from(is) - i64::from(was)) * t.pages() as i64, ..Delta::default() }
+    Ok(change.end())
 }
 
 impl Large for RmapIds {
@@ -187,36 +204,24 @@ impl Large for RmapIds {
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut change = Change::begin(t);
-        let was_huge = change.sizes.is_huge(t);
         change.leaves(-i64::from(b.leaves()), b.owner);
         change.sizes.sub(t, b);
-        let (left, sizes) = (change.leaves, change.sizes);
-        change.end();
-        Delta {
-            mapped: if left == 0 { -(t.pages() as i64) } else { 0 },
-            maybe_partial: t.anon && left > 0 && sizes.total(t, left) < t.pages(),
-            ..huge(t, was_huge, sizes.is_huge(t))
-        }
+        let left = change.sizes.total(t, change.leaves);
+        Delta { maybe_partial: t.anon && 0 < left && left < t.pages(), ..change.end() }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut change = Change::begin(t);
-        let was_huge = change.sizes.is_huge(t);
         change.leaves(511, b.owner);
         change.sizes.split(t, b);
-        let is_huge = change.sizes.is_huge(t);
-        change.end();
-        huge(t, was_huge, is_huge)
+        change.end()
     }
 
     fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut change = Change::begin(t);
-        let was_huge = change.sizes.is_huge(t);
         change.leaves(-511, b.owner);
         change.sizes.collapse(t, b);
-        let is_huge = change.sizes.is_huge(t);
-        change.end();
-        huge(t, was_huge, is_huge)
+        change.end()
     }
 
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {

@@ -5,8 +5,8 @@
 
 use core::fmt;
 
-use super::owned::{Extent, Owned, OwnedCounters, average};
-use super::{Answer, Batch, ByLevel, Share, Target, Truth, ensure};
+use super::owned::{Extent, Owned, OwnedCounters};
+use super::{Answer, Batch, ByLevel, Target, Truth, ensure};
 use crate::addr::Order;
 use crate::memory::Memory;
 
@@ -48,10 +48,6 @@ impl Extent for TotalMapped {
         t.order == Order::HUGE && self.0 > leaves
     }
 
-    fn mapped_pages<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> u64 {
-        if leaves > 0 { t.pages() } else { 0 }
-    }
-
     fn by_level<M: Memory>(self, t: &Target<'_, M>, leaves: u64) -> Answer<ByLevel> {
         // Each leaf of 2 MiB adds 511 to T - M, and each of 1 GiB 513 times that: which, is only clear when one mix fits.
         let more = (self.0 - leaves) / 511;
@@ -62,10 +58,6 @@ impl Extent for TotalMapped {
         }
         let two = more - 513 * most;
         Answer::Exact([leaves - two - most, two, most])
-    }
-
-    fn charge<M: Memory>(self, t: &Target<'_, M>, _leaves: u64) -> Share {
-        Share::one_of(average(t, self.0))
     }
 
     fn check(self, truth: &Truth) -> Result<(), &'static str> {

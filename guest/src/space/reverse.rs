@@ -142,11 +142,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         ControlFlow::Continue(())
     }
 
-    /// Looks at every stretch of leaves of `folio`, with its owner, until `look` breaks. Whether it did.
-    pub(super) fn look<'a>(
+    /// Calls `look` for every vma of the folio's object, until it breaks; whether it did. Their spaces are held shared, all of those that it has been called for, and
+    /// the object is locked.
+    fn look_at_vmas<'a>(
         &'a self,
-        folio: Folio<'a>,
-        mut look: impl FnMut(SpaceId, &Part<'a, LongMode, Self>, Range<usize>) -> ControlFlow<()>,
+        folio: Folio<'_>,
+        mut look: impl FnMut(&Space<'a>, Vma<'a>) -> ControlFlow<()>,
     ) -> Result<bool, SpaceBusy> {
         let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(false) };
         let mut held = 0;
@@ -158,8 +159,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 break;
             }
             held += 1;
-            let walked = self.walk_vma(folio, &space, vma, &mut |_, _, part, range, _| look(space.id, part, range));
-            if walked.is_break() {
+            if look(&space, vma).is_break() {
                 result = Ok(true);
                 break;
             }
@@ -169,6 +169,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             end_read(self.space(vma.space()).lock);
         }
         result
+    }
+
+    /// Looks at every stretch of leaves of `folio`, with its owner, until `look` breaks. Whether it did.
+    pub(super) fn look<'a>(
+        &'a self,
+        folio: Folio<'a>,
+        mut look: impl FnMut(SpaceId, &Part<'a, LongMode, Self>, Range<usize>) -> ControlFlow<()>,
+    ) -> Result<bool, SpaceBusy> {
+        self.look_at_vmas(folio, |space, vma| {
+            self.walk_vma(folio, space, vma, &mut |_, _, part, range, _| look(space.id, part, range))
+        })
     }
 
     /// How many leaves map the folio, by a walk: what a scheme without counts must do. Exact at one moment of the call.
@@ -189,26 +200,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// [`SpaceBusy`]: not every space could be looked at.
     pub fn page_leaves_by_walk(&self, folio: Folio<'_>, page: u64) -> Result<u64, SpaceBusy> {
-        let Some((object, _guard)) = self.lock_object_of(folio) else { return Ok(0) };
         let index = folio.mapping().index + page;
-        let (mut held, mut result) = (0, Ok(0));
-        for vma in self.vmas_of(&object, folio.is_anon()) {
-            let space = self.space(vma.space());
-            if !try_read(space.lock) {
-                result = Err(SpaceBusy(space.id));
-                break;
-            }
-            held += 1;
+        let mut leaves = 0;
+        self.look_at_vmas(folio, |space, vma| {
             if (vma.offset()..vma.offset() + vma.pages()).contains(&index) {
                 let at = vma.start() + (index - vma.offset());
-                let found = space.table().count_of(self, at..at + 1, folio.head()..folio.end());
-                result = result.map(|leaves| leaves + found.leaves);
+                leaves += space.table().count_of(self, at..at + 1, folio.head()..folio.end()).leaves;
             }
-        }
-        for vma in self.vmas_of(&object, folio.is_anon()).take(held) {
-            end_read(self.space(vma.space()).lock);
-        }
-        result
+            ControlFlow::Continue(())
+        })?;
+        Ok(leaves)
     }
 
     /// Whether two different owners map the folio, by a walk that stops at the second.

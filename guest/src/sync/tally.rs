@@ -64,12 +64,6 @@ mod counting {
         result
     }
 
-    /// Locked operations of this thread so far: of schemes, of references and of locks.
-    #[must_use]
-    pub fn locked() -> u64 {
-        LOCKED.get()
-    }
-
     /// What the calls of this thread have cost so far.
     #[must_use]
     pub fn costs() -> [Cost; Call::EACH.len()] {
@@ -83,7 +77,7 @@ mod counting {
 }
 
 #[cfg(feature = "tally")]
-pub use counting::{Cost, costs, locked, reset};
+pub use counting::{Cost, costs, reset};
 #[cfg(feature = "tally")]
 pub(crate) use counting::{counting, note};
 
