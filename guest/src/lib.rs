@@ -99,6 +99,7 @@ pub mod memory;
 pub mod model;
 pub mod page_table;
 pub mod space;
+pub mod stage2;
 pub mod stats;
 pub mod survey;
 pub mod sync;

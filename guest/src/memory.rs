@@ -62,6 +62,12 @@ pub trait Tlb {
     /// returns only when that has happened: what was mapped there may be freed afterwards.
     fn flush(&self, root: Pfn, scope: FlushScope);
 
+    /// As [`flush`](Self::flush), of the stage-2 tables rooted at `root`, and of whatever the CPUs have combined from them: INVEPT, a new ASID.
+    /// Nothing to do where no MMU walks stage-2 tables.
+    fn flush_stage2(&self, root: Pfn, scope: FlushScope) {
+        let _ = (root, scope);
+    }
+
     /// A root table was made, with all entries absent. An embedder that keeps part of every address space for itself (an upper
     /// half) enters it here, above the tenant's pages.
     fn new_root(&self, root: Pfn) {
@@ -84,6 +90,9 @@ impl<T: Memory> Memory for &T {
 impl<T: Tlb> Tlb for &T {
     fn flush(&self, root: Pfn, scope: FlushScope) {
         (**self).flush(root, scope);
+    }
+    fn flush_stage2(&self, root: Pfn, scope: FlushScope) {
+        (**self).flush_stage2(root, scope);
     }
     fn new_root(&self, root: Pfn) {
         (**self).new_root(root);

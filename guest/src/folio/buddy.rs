@@ -123,7 +123,7 @@ impl<M> fmt::Debug for Frames<M> {
 
 impl<M: Memory> Frames<M> {
     /// Takes over the frames of `ranges`. `zeroed` says that they are all known to be zero. `slot_words` is the size of a small
-    /// folio's descriptor (2, 4, 8 or 16 words) and `page_counts` how many 32-bit counts each frame needs beside it.
+    /// folio's descriptor (a power of two of words, 2 to 64) and `page_counts` how many 32-bit counts each frame needs beside it.
     ///
     /// # Errors
     /// See [`InitError`].
@@ -134,7 +134,7 @@ impl<M: Memory> Frames<M> {
         slot_words: usize,
         page_counts: usize,
     ) -> Result<Self, InitError> {
-        debug_assert!(slot_words.is_power_of_two() && (2..=16).contains(&slot_words));
+        debug_assert!(slot_words.is_power_of_two() && (2..=64).contains(&slot_words));
         let first = ranges.iter().map(|r| r.start.raw()).min().ok_or(InitError::TooSmall)?;
         let end = ranges.iter().map(|r| r.end.raw()).max().ok_or(InitError::TooSmall)?;
         let first_block = first / BLOCK;

@@ -18,6 +18,21 @@ pub enum Class {
     Nested,
 }
 
+impl Class {
+    /// All of them, in this order.
+    pub const ALL: [Self; 3] = [Self::Process, Self::Vm, Self::Nested];
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Process => "process",
+            Self::Vm => "vm",
+            Self::Nested => "nested",
+        })
+    }
+}
+
 /// Leaves of one folio, consecutive in input and in the folio, in one table page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {

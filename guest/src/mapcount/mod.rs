@@ -8,6 +8,7 @@
 //! `SCHEMES.md` beside this crate is the law of every count; doc comments cite its sections by name.
 
 mod batch;
+mod classes;
 mod first_last;
 mod full_partial;
 mod large;
@@ -29,6 +30,7 @@ mod vmas;
 mod zero_one_two_many;
 
 pub use batch::{Batch, COUNT_LIMIT, Class, Delta, Needs, Neighbours, Refused, Sides};
+pub use classes::Classes;
 pub use first_last::{FirstLast, Unit};
 pub use full_partial::{FullPartial, FullPartialCounters};
 pub use large::Large;
@@ -176,6 +178,11 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// `owner` maps the folio, and `leaves` can count its leaves, in all of its tables or in some: for schemes that lose sight of owners. They call it when it can
     /// teach them something, with the folio's counts standing still. It takes no lock, and never counts what is not there.
     fn relearn<M: Memory>(_t: &Target<'_, M>, _owner: u32, _leaves: impl FnOnce() -> u64) {}
+
+    /// Whether stage-2 leaves may map the folio, which hold no references: it stays where it is then.
+    fn mapped_at_stage2<M: Memory>(_t: &Target<'_, M>) -> bool {
+        false
+    }
 
     /// Q1: does any leaf map the folio? Errs to yes.
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;

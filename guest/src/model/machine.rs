@@ -220,6 +220,11 @@ impl Memory for Machine {
 }
 
 impl Tlb for Machine {
+    /// Stage-2 tables in long mode's format are walked as any other here.
+    fn flush_stage2(&self, root: Pfn, scope: FlushScope) {
+        self.flush(root, scope);
+    }
+
     fn flush(&self, root: Pfn, scope: FlushScope) {
         self.flushes.set(self.flushes.get() + 1);
         self.tlb.borrow_mut().retain(|&(of, page), _| {

@@ -1,6 +1,7 @@
 //! The duty to flush, and what may only be freed afterwards.
 
 use core::fmt;
+use core::ops::Range;
 
 use arrayvec::ArrayVec;
 
@@ -56,6 +57,12 @@ impl<I> Flush<I> {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.items.is_full()
+    }
+
+    /// The pages whose translations must go: none when the range is empty.
+    #[must_use]
+    pub fn pages(&self) -> Range<u64> {
+        self.first..self.end
     }
 
     /// Whether nothing waits for it.

@@ -487,7 +487,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The entries around `i` that map `folio` in order with the same rights, within the vma.
-    fn run_around(&self, vma: Vma<'_>, part: &Part<'_, LongMode, Self>, folio: Folio<'_>, i: usize) -> Range<usize> {
+    pub(crate) fn run_around(
+        &self,
+        vma: Vma<'_>,
+        part: &Part<'_, LongMode, Self>,
+        folio: Folio<'_>,
+        i: usize,
+    ) -> Range<usize> {
         let window = vma.window(folio, part.span());
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));

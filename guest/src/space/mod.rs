@@ -173,19 +173,22 @@ pub struct Metadata {
     pub large_folios: u64,
     /// Frames managed.
     pub frames: u64,
-    /// vmas, in frames' bytes.
+    /// vmas and memslots, in frames' bytes.
     pub vma_bytes: u64,
-    /// Spaces and objects, in frames' bytes.
+    /// Spaces, objects and VMs, in frames' bytes.
     pub directory_bytes: u64,
 }
 
 /// The page-table manager: frames, folios and address spaces, with mappings counted by scheme `A`.
 pub struct Manager<M, A> {
-    frames: Frames<M>,
+    pub(crate) frames: Frames<M>,
     folios: Slab,
     vmas: Slab,
     spaces: Directory,
     objects: Directory,
+    /// Tenant VMs, and their memslots.
+    pub(crate) vms: Directory,
+    pub(crate) slots: Slab,
     policy: Policy,
     limit: AtomicU64,
     ref_limit: AtomicU64,
@@ -209,10 +212,10 @@ impl<M, A: Accounting> fmt::Debug for Manager<M, A> {
 /// Leaves that an operation has cleared, until they are flushed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Removed<'a> {
-    folio: Folio<'a>,
-    batch: Batch,
-    beside: Neighbours,
-    dirty: bool,
+    pub(crate) folio: Folio<'a>,
+    pub(crate) batch: Batch,
+    pub(crate) beside: Neighbours,
+    pub(crate) dirty: bool,
 }
 
 type Table = PageTable<LongMode>;
@@ -231,6 +234,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             vmas: Slab::new(vma::WORDS),
             spaces: Directory::new(),
             objects: Directory::new(),
+            vms: Directory::new(),
+            slots: Slab::new(crate::stage2::slot::WORDS),
             policy,
             limit: AtomicU64::new(COUNT_LIMIT),
             ref_limit: AtomicU64::new(REF_LIMIT),
@@ -288,8 +293,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             folio_bytes: bytes(self.folios.nr_frames()),
             large_folios: self.folios.in_use(),
             frames: total,
-            vma_bytes: bytes(self.vmas.nr_frames()),
-            directory_bytes: bytes(self.spaces.nr_frames() + self.objects.nr_frames()),
+            vma_bytes: bytes(self.vmas.nr_frames() + self.slots.nr_frames()),
+            directory_bytes: bytes(self.spaces.nr_frames() + self.objects.nr_frames() + self.vms.nr_frames()),
         }
     }
 
@@ -299,6 +304,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.vmas.trim(&self.frames);
         self.spaces.trim(&self.frames);
         self.objects.trim(&self.frames);
+        self.vms.trim(&self.frames);
+        self.slots.trim(&self.frames);
         self.frames.all_free()
     }
 
@@ -331,9 +338,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.space(id).sharers.fetch_sub(1, AcqRel) == 1
     }
 
-    /// Tears an address space down: everything unmapped, tables freed bottom-up.
+    /// Tears an address space down: everything unmapped, tables freed bottom-up. Its VMs are gone before.
     pub fn destroy_space(&self, id: SpaceId) {
         let space = self.space(id);
+        debug_assert_eq!(space.vms.load(Relaxed), 0, "a VM has lost its VMM");
         let guard = crate::sync::write_lock(space.lock);
         let mut flush = Flush::new();
         let mut at = 0;
@@ -388,7 +396,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         })
     }
 
-    fn space(&self, id: SpaceId) -> Space<'_> {
+    pub(crate) fn space(&self, id: SpaceId) -> Space<'_> {
         let words = self.spaces.get(&self.frames, id.0);
         Space {
             id,
@@ -399,6 +407,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             brk: &words[6],
             sharers: &words[7],
             held: &words[8],
+            vms: &words[9],
         }
     }
 
@@ -571,8 +580,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         count(before) + count(after)
     }
 
-    /// Finishes a flush: what the entries led to is released behind it.
+    /// Finishes a flush: what VMs have derived from the entries goes first, what they led to is released behind it.
     fn finish(&self, space: &Space<'_>, flush: &mut Flush<Removed<'_>>) {
+        if space.vms.load(Relaxed) != 0 {
+            self.invalidate(space.vms, flush.pages());
+        }
         let (mut subs, mut deltas) = (0, [Delta::default(); 2]);
         flush.finish(self.memory(), self, space.table().root(), |removed| {
             let sum = &mut deltas[usize::from(removed.folio.is_anon())];
@@ -614,7 +626,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 pub(crate) struct Space<'a> {
     id: SpaceId,
     /// Reader-writer lock: faults read, everything that changes vmas writes.
-    lock: &'a AtomicU64,
+    pub(crate) lock: &'a AtomicU64,
     root: &'a AtomicU64,
     /// Root of the tree of vmas.
     tree: &'a AtomicU64,
@@ -625,10 +637,12 @@ pub(crate) struct Space<'a> {
     sharers: &'a AtomicU64,
     /// 1 while the move of a folio holds the space lock. Under the move lock.
     held: &'a AtomicU64,
+    /// The first VM of which it is the VMM's, 0 for none.
+    pub(crate) vms: &'a AtomicU64,
 }
 
 impl Space<'_> {
-    fn table(&self) -> Table {
+    pub(crate) fn table(&self) -> Table {
         PageTable::new(Pfn::new(self.root.load(Relaxed)))
     }
 }

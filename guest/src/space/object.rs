@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::migrate::has_only;
 use super::rights::{ObjectKind, file_word};
 use super::vma::Vma;
-use super::{Manager, MapError, Table};
+use super::{Manager, MapError, SpaceId, Table};
 use crate::addr::{Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Mapping};
 use crate::format::{Attrs, Leaf, LongMode};
@@ -123,7 +123,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The cached folio that holds page `index`, made and filled if it is not there; with one reference for the caller, and whether it was
     /// there. `Err(false)` behind the end of the object and where its driver has made no page, `Err(true)` when frames ran out.
-    pub(super) fn cached_folio(&self, number: u32, index: u64) -> Result<(Folio<'_>, bool), bool> {
+    pub(crate) fn cached_folio(&self, number: u32, index: u64) -> Result<(Folio<'_>, bool), bool> {
         let object = self.object(number);
         let pages = object.pages.load(Relaxed);
         if index >= pages {
@@ -152,6 +152,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             order = order.checked_sub(1).ok_or(true)?;
         }
+    }
+
+    /// The frame that the object behind page `page` of a space has for it, if the page is mapped shared and cached.
+    pub fn cached_page(&self, id: SpaceId, page: u64) -> Option<Pfn> {
+        let space = self.space(id);
+        let vma = self.find_vma(&space, page).filter(|vma| vma.object() != 0 && !vma.is_private())?;
+        let object = self.object(vma.object());
+        let _guard = lock_word(object.lock);
+        let (place, leaf) = object.cache().lookup(self, vma.index(page))?;
+        Some(leaf.pfn.add(vma.index(page) - place.page))
     }
 
     /// A folio over pages `first..` of the object, entered in its cache; `None` when some of them are cached already or frames ran out.
@@ -202,7 +212,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let object = self.object(mapping.object);
         // Whoever finds the folio through the object, to map it, takes its reference under this lock.
         let _guard = lock_word(object.lock);
-        if object.is_anon() || !has_only(folio, others + 1) || !folio.flags().has(FolioFlags::CACHE) || !before() {
+        if object.is_anon() || !has_only(folio, others + 1) || !folio.flags().has(FolioFlags::CACHE) {
+            return false;
+        }
+        // What a VM has mapped without its VMM holds no reference, and stays where it is.
+        if A::mapped_at_stage2(&self.counts(folio)) || !before() {
             return false;
         }
         let (part, range) = self.cache_entries(object.cache(), mapping, folio.order()).expect("a cached folio");

@@ -2,17 +2,17 @@
 //!
 //! There is no swap and nothing is written back, so what was stored to stays. Prior art: Linux's `shrink_folio_list`, `__remove_mapping`.
 
-use core::ops::ControlFlow;
+use core::ops::{ControlFlow, Range};
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::object::{Object, ObjectId};
 use super::reverse::SpaceBusy;
-use super::{Manager, UnmapFailed};
+use super::{Manager, SpaceId, UnmapFailed};
 use crate::folio::{Folio, FolioFlags};
 use crate::format::Attrs;
 use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
-use crate::sync::lock_word;
+use crate::sync::{lock_word, read_lock};
 
 /// What [`Manager::reclaim`] did, in folios unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +99,37 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         } else {
             Err(if is_dirty() { Kept::Dirty } else { Kept::Referenced })
         }
+    }
+
+    /// Takes the pages that a space has mapped shared at `pages` out of their objects, wherever they are mapped: whole folios only (MADV_REMOVE). Whether all of them are
+    /// gone; what somebody else holds stays. Private memory is not looked at. The caller holds no lock.
+    pub fn punch(&self, id: SpaceId, pages: Range<u64>) -> bool {
+        let (mut at, mut all) = (pages.start, true);
+        while at < pages.end {
+            let (object, index, end) = {
+                let space = self.space(id);
+                let _guard = read_lock(space.lock);
+                let Some(vma) = self.vma_at_or_above(&space, at).filter(|vma| vma.start() < pages.end) else { break };
+                at = at.max(vma.start());
+                let end = pages.end.min(vma.end());
+                let indexes = vma.index(at)..vma.index(at) + (end - at);
+                at = end;
+                if vma.object() == 0 || vma.is_private() {
+                    continue;
+                }
+                (vma.object(), indexes.start, indexes.end)
+            };
+            let object = self.object(object);
+            let mut next = index;
+            while let Some(folio) = self.cached_from(&object, next).filter(|folio| folio.mapping().index < end) {
+                let first = folio.mapping().index;
+                next = first + folio.pages();
+                let whole = index <= first && next <= end;
+                all &= whole && self.try_to_unmap(folio).is_ok() && self.exchange_in_cache(folio, 1, None, || true);
+                self.put(folio, 1);
+            }
+        }
+        all
     }
 
     /// Looks at all leaves of a folio; with `take` their accessed bits are taken. A CPU that has the translation cached sets the bit again only when it

@@ -40,7 +40,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The vma that holds `page`.
-    pub(super) fn find_vma(&self, space: &Space<'_>, page: u64) -> Option<Vma<'_>> {
+    pub(crate) fn find_vma(&self, space: &Space<'_>, page: u64) -> Option<Vma<'_>> {
         self.vma_at_or_above(space, page).filter(|vma| vma.start() <= page)
     }
 

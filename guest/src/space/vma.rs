@@ -256,7 +256,7 @@ impl<'a> Vma<'a> {
 
     /// The pages at which its linear mapping puts `folio`, within its range and `within`.
     #[inline]
-    pub(super) fn window(&self, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
+    pub(crate) fn window(&self, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
         let index = folio.mapping().index;
         let (start, end) = (self.start().max(within.start), self.end().min(within.end));
         // Page of the folio's first page; may lie below 0 in the vma's terms, so do it with sums.

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::{Audit, Recount};
-use quire::mapcount::Accounting;
 pub use quire::mapcount::Everything;
+use quire::mapcount::{Accounting, Classes};
 use quire::model::Machine;
 use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, Prot, SpaceId};
+use quire::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, VmAccess, VmFault, VmFaultError, VmId};
 
 pub const R: Prot = Prot { read: true, write: false, exec: false };
 pub const RW: Prot = Prot { read: true, write: true, exec: false };
@@ -169,5 +170,63 @@ impl<'m, A: Accounting> World<'m, A> {
         assert_eq!(statistics.anon_mapped.get(), 0);
         assert_eq!(statistics.file_mapped.get(), 0);
         assert_eq!(statistics.huge_mapped.get(), 0);
+    }
+}
+
+impl<A: Accounting> World<'_, Classes<A>> {
+    /// A recount of all classes; nothing may be wrong.
+    pub fn audit_classes(&self) -> Audit {
+        let audit = self.recount.run_classes(&self.manager);
+        assert_eq!(audit.mismatches, 0, "the recount disagrees: {:?}", audit.first);
+        assert_eq!(self.machine.stale(), None, "a flush is missing");
+        audit
+    }
+
+    /// One access of a guest to its frame `gfn`, stage-2 faults served; the word before, and the last fault.
+    pub fn guest_access(&self, vm: VmId, gfn: u64, store: Option<u64>) -> Result<(u64, Option<VmFault>), VmFaultError> {
+        let access = if store.is_some() { Access::Write } else { Access::Read };
+        let mut last = None;
+        loop {
+            let root = self.manager.stage2_root(vm, AsId::NORMAL).ok_or(VmFaultError::NoSlot)?;
+            if let Some(word) = self.machine.word(root, at(gfn), access) {
+                let before = word.load(Relaxed);
+                if let Some(value) = store {
+                    word.store(value, Relaxed);
+                }
+                return Ok((before, last));
+            }
+            last = Some(self.manager.vm_fault(vm, VmAccess { view: AsId::NORMAL, gfn, access })?);
+        }
+    }
+
+    pub fn guest_read(&self, vm: VmId, gfn: u64) -> u64 {
+        self.guest_access(vm, gfn, None).expect("readable").0
+    }
+
+    pub fn guest_write(&self, vm: VmId, gfn: u64, value: u64) -> Option<VmFault> {
+        self.guest_access(vm, gfn, Some(value)).expect("writable").1
+    }
+
+    /// A slot of `pages` pages of the VMM's space from `page` on, at guest frame `gfn`.
+    pub fn slot(&self, vm: VmId, gfn: u64, page: u64, pages: u64, flags: SlotFlags) -> SlotId {
+        let slot = Slot { gfn, pages, backing: Backing::Host(page), flags };
+        self.manager.add_slot(vm, AsId::NORMAL, slot).expect("room")
+    }
+
+    /// The level of the stage-2 leaf at `gfn`.
+    pub fn stage2_level(&self, vm: VmId, gfn: u64) -> Option<Level> {
+        Some(self.manager.stage2_lookup(vm, AsId::NORMAL, gfn)?.0.level)
+    }
+
+    /// Ends all VMs, and then all else.
+    pub fn end_vms(self, objects: &[ObjectId]) {
+        for vm in self.manager.vms().collect::<Vec<_>>() {
+            for root in AsId::ALL.into_iter().filter_map(|view| self.manager.stage2_root(vm, view)) {
+                self.machine.leave(root);
+            }
+            self.manager.destroy_vm(vm);
+        }
+        self.audit_classes();
+        self.end(objects);
     }
 }

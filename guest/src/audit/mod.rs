@@ -3,7 +3,10 @@
 //! Nothing here trusts the count layer. A [`Recount`] walks the tables of all spaces into rows of its own, one per
 //! frame, in memory that the manager does not manage, and then asks the scheme about every folio.
 
+mod stage2;
+
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Level, Order, Pfn};
@@ -210,16 +213,8 @@ impl Recount {
         }
         let mut said = Said::default();
         let span = manager.frames().span();
-        let mut pfn = span.start;
-        while pfn < span.end {
-            let step = match manager.folio(pfn) {
-                Some(folio) if folio.head() == pfn => {
-                    self.check_folio(manager, folio, &mut audit, &mut said);
-                    folio.pages()
-                }
-                _ => 1,
-            };
-            pfn = pfn.add(step);
+        for folio in folios(manager) {
+            self.check_folio(manager, folio, &mut audit, &mut said);
         }
         let statistics = manager.statistics();
         for (statistic, expected) in [
@@ -330,20 +325,35 @@ impl Recount {
         let safe = !private_write || (folio.is_anon() && leaf.attrs.has(Attrs::EXCLUSIVE));
         audit.check(safe, leaf.pfn, Mismatch::Exclusive);
 
+        // The regions of larger folios are counted apart.
+        self.enter(manager, folio, place, leaf, space.raw(), vma.region(), folio.order() <= Order::HUGE);
+        pages
+    }
+
+    /// Enters one leaf of `folio`. Owners, and in each the leaves of a table within a region, come one after the other: a change of any is a new one.
+    #[expect(clippy::too_many_arguments, reason = "a leaf, and whose it is")]
+    fn enter<M: Memory + Tlb, A: Accounting>(
+        &self,
+        manager: &Manager<M, A>,
+        folio: Folio<'_>,
+        place: Place,
+        leaf: Leaf,
+        owner: u32,
+        region: u32,
+        count_region: bool,
+    ) {
         let memory = manager.memory();
         let row = self.row(memory, folio.head());
         add(&row[LEVELS + (place.level.get() - Level::ONE.get()) as usize], 1);
-        for i in 0..pages {
+        for i in 0..place.level.entry_pages() {
             add(&self.row(memory, leaf.pfn.add(i))[COVER], 1);
         }
-        // Spaces, and in each the leaves of a table within a vma, come one after the other: a change of any is a new one.
-        let owner = u64::from(space.raw());
-        let region = u64::from(vma.region());
+        let (owner, region) = (u64::from(owner), u64::from(region));
         let last = row[LAST_REGION_OWNER].load(Relaxed);
         if last & 0xffff_ffff != owner {
             add(&row[REGIONS_OWNERS], 1);
         }
-        if last >> 32 != region && folio.order() <= Order::HUGE {
+        if last >> 32 != region && count_region {
             add(&row[REGIONS_OWNERS], 1 << 32);
         }
         if last >> 32 != region || row[LAST_TABLE].load(Relaxed) != place.table.raw() {
@@ -351,7 +361,6 @@ impl Recount {
         }
         row[LAST_TABLE].store(place.table.raw(), Relaxed);
         row[LAST_REGION_OWNER].store(region << 32 | owner, Relaxed);
-        pages
     }
 
     /// What the last [`run`](Self::run) found about a folio.
@@ -428,6 +437,21 @@ impl Recount {
             audit.said_partial += u64::from(A::partially_mapped(&target).value() == Some(true));
         }
     }
+}
+
+/// Every folio, by its first frame.
+fn folios<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>) -> impl Iterator<Item = Folio<'_>> {
+    let Range { start: mut pfn, end } = manager.frames().span();
+    core::iter::from_fn(move || {
+        while pfn < end {
+            let folio = manager.folio(pfn).filter(|folio| folio.head() == pfn);
+            pfn = pfn.add(folio.map_or(1, |folio| folio.pages()));
+            if folio.is_some() {
+                return folio;
+            }
+        }
+        None
+    })
 }
 
 fn add(word: &AtomicU64, n: u64) {

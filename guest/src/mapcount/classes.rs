@@ -1,0 +1,160 @@
+//! A scheme kept once for each class of leaves: those of processes, of VMs, and composed for tenants' own tenants (SCHEMES.md, nested levels, rule R3).
+
+use core::fmt;
+
+use super::{
+    Accounting, Answer, Answers, Batch, ByLevel, Class, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share,
+    Sides, Target, Truth,
+};
+use crate::memory::Memory;
+use crate::sync::Count32;
+
+/// Scheme `A` for each [`Class`]: a manager of VMs counts with it. What it is asked without a class, it answers for processes, so that everything
+/// which only knows of address spaces stays right; [`class`](Self::class) gives the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Classes<A>(core::marker::PhantomData<A>);
+
+/// Classes.
+const NR: usize = Class::ALL.len();
+
+impl<A: Accounting> Classes<A> {
+    /// The folio as `A` sees it in one class.
+    pub fn class<'a, M: Memory>(t: &Target<'a, M>, class: Class) -> Target<'a, M> {
+        let (class, nth) = (class as usize, t.nth + class as usize * A::PAGE_COUNTS);
+        if t.small.is_none() {
+            let state = &t.state[class * A::STATE_WORDS..][..A::STATE_WORDS];
+            return Target { state, nth, ..*t };
+        }
+        let Some(others) = class.checked_sub(1) else {
+            return Target { state: &t.state[..A::SMALL_EXTRA], nth, ..*t };
+        };
+        let words = &t.state[A::SMALL_EXTRA + others * (1 + A::SMALL_EXTRA)..][..1 + A::SMALL_EXTRA];
+        Target { small: Some(Count32::low(&words[0])), state: &words[1..], nth, ..*t }
+    }
+
+    fn of<'a, M: Memory>(t: &Target<'a, M>, b: &Batch) -> Target<'a, M> {
+        Self::class(t, b.class)
+    }
+
+    fn process<'a, M: Memory>(t: &Target<'a, M>) -> Target<'a, M> {
+        Self::class(t, Class::Process)
+    }
+}
+
+impl<A: Accounting> Accounting for Classes<A> {
+    const NAME: &'static str = A::NAME;
+    const NEEDS: Needs = A::NEEDS;
+    const STATE_WORDS: usize = NR * A::STATE_WORDS;
+    const SMALL_EXTRA: usize = A::SMALL_EXTRA + (NR - 1) * (1 + A::SMALL_EXTRA);
+    const PAGE_COUNTS: usize = NR * A::PAGE_COUNTS;
+
+    fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        A::add(&Self::of(t, b), b, beside)
+    }
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        A::dup(&Self::of(t, b), b, beside)
+    }
+    fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        A::sub(&Self::of(t, b), b, beside)
+    }
+    fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        A::split(&Self::of(t, b), b, beside)
+    }
+    fn collapse<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
+        A::collapse(&Self::of(t, b), b, beside)
+    }
+    fn moved<M: Memory>(
+        t: &Target<'_, M>,
+        from: &Batch,
+        beside_from: Neighbours,
+        to: &Batch,
+        beside_to: Neighbours,
+    ) -> Delta {
+        A::moved(&Self::of(t, from), from, beside_from, to, beside_to)
+    }
+    // Memslots are never cut nor joined: what leaves one is unmapped.
+    fn tuple_cut<M: Memory>(t: &Target<'_, M>) {
+        A::tuple_cut(&Self::process(t));
+    }
+    fn tuple_merge<M: Memory>(t: &Target<'_, M>) {
+        A::tuple_merge(&Self::process(t));
+    }
+    fn region_cut<M: Memory>(t: &Target<'_, M>, sides: Sides) {
+        A::region_cut(&Self::process(t), sides);
+    }
+    fn region_merge<M: Memory>(t: &Target<'_, M>, sides: Sides) {
+        A::region_merge(&Self::process(t), sides);
+    }
+    fn repair<M: Memory>(t: &Target<'_, M>, regions: u64) {
+        A::repair(&Self::process(t), regions);
+    }
+    fn relearn<M: Memory>(t: &Target<'_, M>, owner: u32, leaves: impl FnOnce() -> u64) {
+        A::relearn(&Self::process(t), owner, leaves);
+    }
+    fn mapped_at_stage2<M: Memory>(t: &Target<'_, M>) -> bool {
+        // A scheme that cannot tell errs to yes, as for any question of this kind.
+        [Class::Vm, Class::Nested].into_iter().any(|class| A::mapped(&Self::class(t, class)).value() != Some(false))
+    }
+
+    fn said_mapped(pages: u64) -> Answer<u64> {
+        A::said_mapped(pages)
+    }
+    fn said_huge(pages: u64) -> Answer<u64> {
+        A::said_huge(pages)
+    }
+    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::mapped(&Self::process(t))
+    }
+    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::one_leaf(&Self::process(t))
+    }
+    fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool> {
+        A::maybe_shared(&Self::process(t), owner)
+    }
+    fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
+        A::may_reuse(&Self::process(t), owner, refs)
+    }
+    fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
+        A::page_count(&Self::process(t), page)
+    }
+    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, owner: u32) -> Answer<bool> {
+        A::exclusive(&Self::process(t), page, owner)
+    }
+    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
+        A::charge(&Self::process(t), page)
+    }
+    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::mapped_pages(&Self::process(t))
+    }
+    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::huge_pages(&Self::process(t))
+    }
+    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
+        A::partially_mapped(&Self::process(t))
+    }
+    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::leaves(&Self::process(t))
+    }
+    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
+        A::early_stop(&Self::process(t))
+    }
+    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
+        A::by_level(&Self::process(t))
+    }
+
+    fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+        for class in Class::ALL {
+            write!(out, "{}{class}: ", if class == Class::Process { "" } else { "; " })?;
+            A::show(&Self::class(t, class), out)?;
+        }
+        Ok(())
+    }
+
+    fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
+        A::check(&Self::process(t), truth, seen)
+    }
+
+    fn each<M: Memory>(t: &Target<'_, M>, visit: &mut dyn FnMut(&dyn Answers)) {
+        A::each(&Self::process(t), visit);
+    }
+}
