@@ -558,20 +558,21 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let clear = F::set_bits(remove) | F::clear_bits(add);
         let set = F::set_bits(add) | F::clear_bits(remove);
+        let changed = |raw: u64| F::settle(raw & !clear | set);
         let one = |word: &AtomicU64| {
             let raw = word.load(Relaxed);
             if raw & settled == settled {
-                word.store(raw & !clear | set, Relaxed);
+                word.store(changed(raw), Relaxed);
             } else {
                 // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
-                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(raw & !clear | set));
+                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(changed(raw)));
             }
         };
         let (chunks, rest) = self.entries[i..i + n].as_chunks::<CHUNK>();
         for chunk in chunks {
             let raws = chunk.each_ref().map(|word| word.load(Relaxed));
             if raws.into_iter().fold(settled, |all, raw| all & raw) == settled {
-                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(raw & !clear | set, Relaxed));
+                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(changed(raw), Relaxed));
             } else {
                 chunk.iter().for_each(one);
             }
