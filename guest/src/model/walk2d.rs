@@ -193,14 +193,7 @@ pub fn walk(memory: &impl Memory, guest: Tree, host: Tree, address: u64, access:
         _ => Access::Read,
     };
     let second = |guest_physical: u64, guest_walk: bool| {
-        let access = if guest_walk { walk_access } else { access };
-        let step = walk_tree(memory, host, guest_physical, access, |at| Ok::<_, Stopped>((at, 0)))?;
-        match step {
-            Step::Leaf { address, references } => Ok((address, references)),
-            Step::Absent => Err(Stopped::Violation { guest_physical, guest_walk, present: false }),
-            Step::Refused => Err(Stopped::Violation { guest_physical, guest_walk, present: true }),
-            Step::Misconfigured => Err(Stopped::Misconfigured { guest_physical }),
-        }
+        second_level(memory, host, guest_physical, if guest_walk { walk_access } else { access }, guest_walk)
     };
     match walk_tree(memory, guest, address, access, |at| second(at, true))? {
         Step::Leaf { address: guest_physical, references } => {
@@ -209,5 +202,29 @@ pub fn walk(memory: &impl Memory, guest: Tree, host: Tree, address: u64, access:
         }
         Step::Absent => Err(Stopped::Guest { present: false }),
         Step::Refused | Step::Misconfigured => Err(Stopped::Guest { present: true }),
+    }
+}
+
+/// The physical address behind `guest_physical`, as a guest without tables of its own reaches it, in memory that `host` translates.
+///
+/// # Errors
+/// What stopped the walk.
+pub fn translate(memory: &impl Memory, host: Tree, guest_physical: u64, access: Access) -> Result<u64, Stopped> {
+    second_level(memory, host, guest_physical, access, false).map(|(address, _)| address)
+}
+
+/// The physical address, and how many entries were read for it.
+fn second_level(
+    memory: &impl Memory,
+    host: Tree,
+    guest_physical: u64,
+    access: Access,
+    guest_walk: bool,
+) -> Result<(u64, u32), Stopped> {
+    match walk_tree(memory, host, guest_physical, access, |at| Ok::<_, Stopped>((at, 0)))? {
+        Step::Leaf { address, references } => Ok((address, references)),
+        Step::Absent => Err(Stopped::Violation { guest_physical, guest_walk, present: false }),
+        Step::Refused => Err(Stopped::Violation { guest_physical, guest_walk, present: true }),
+        Step::Misconfigured => Err(Stopped::Misconfigured { guest_physical }),
     }
 }
