@@ -2,7 +2,7 @@
 //!
 //! The kernel goes through [shapes](Shape), folio order by folio order. For each it repeats rounds of the same operations on a few mebibytes of
 //! anonymous memory, under one scheme, and times every operation by itself; beside each it times the least that any manager would have to
-//! do in its place, the *floor*. The first round of a shape is recounted instead of timed.
+//! do in its place, the *floor*. The first round of a shape is recounted instead of timed, if that is asked for.
 //!
 //! A [sample](super::sample) has the operation as its kind, the order of the folios, and in its spare bits the level of the leaves and
 //! whether it is of the floor ([`spare`]).
@@ -26,6 +26,11 @@ pub const PAGES: usize = boot::OPTIONS + 22;
 pub const ROUNDS: usize = boot::OPTIONS + 23;
 /// Boot word: rounds go on until an operation on one folio has so many samples.
 pub const SAMPLES: usize = boot::OPTIONS + 24;
+/// Boot word: 1 to recount all leaves in the round that is not timed.
+pub const RECOUNTED: usize = boot::OPTIONS + 25;
+/// Boot word: 1 to time [layers](Layer) too, and with them what the manager takes of each fault. That costs two more time stamps and a sample
+/// inside of the fault, so such runs stand apart.
+pub const LAYERS: usize = boot::OPTIONS + 26;
 
 /// Values of [`FRAMES`].
 pub mod frames {
@@ -37,7 +42,7 @@ pub mod frames {
     pub const FRESH: u64 = 2;
 }
 
-/// Faults of the floor in a round, at most.
+/// Faults of the floor in a round, and folios that a sample of a [`Layer`] is of, at most.
 pub const FLOOR_FAULTS: u64 = 64;
 
 /// What is timed. The numbers are the kinds of samples.
@@ -110,6 +115,52 @@ impl Operation {
     #[must_use]
     pub const fn is_bulk(self) -> bool {
         matches!(self, Self::Touch | Self::Fork | Self::Unmap | Self::Teardown)
+    }
+}
+
+/// Parts of a fault, each timed by itself. The numbers are the kinds of samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Layer {
+    /// The manager's part of an [`Operation::Fault`]. One folio.
+    FaultManager = 64,
+    /// The manager's part of an [`Operation::Cow`]. One folio.
+    CowManager = 65,
+    /// The allocator finds the frames of a folio. A loop.
+    Allocate = 66,
+    /// The frames of a folio are cleared. A loop.
+    Zero = 67,
+    /// The scheme is told of all leaves of a folio. A loop.
+    Account = 68,
+    /// The table is found and locked, and all leaves of a folio are stored. A loop.
+    Store = 69,
+    /// One page is copied. A loop.
+    Copy = 70,
+    /// One page is flushed. A loop.
+    Flush = 71,
+}
+
+impl Layer {
+    /// All of them.
+    pub const EACH: [Self; 8] = [
+        Self::FaultManager,
+        Self::CowManager,
+        Self::Allocate,
+        Self::Zero,
+        Self::Account,
+        Self::Store,
+        Self::Copy,
+        Self::Flush,
+    ];
+
+    /// Folios that a sample is of, where a round has `folios`.
+    #[must_use]
+    pub const fn folios(self, folios: u64) -> u64 {
+        match self {
+            Self::FaultManager | Self::CowManager => 1,
+            _ if folios < FLOOR_FAULTS => folios,
+            _ => FLOOR_FAULTS,
+        }
     }
 }
 

@@ -4,11 +4,13 @@
 //! plan       what was asked for
 //! session    the rounds of one shape: which frames they have, what is done in which order
 //! stage      a manager and its tenant, and how an operation is timed
+//! layers     the parts of a fault in loops of their own
 //! bare       the floor: the same operations with nothing but the loads and stores of entries that they cannot do without
 //! tell       medians as text, where no VMM of ours reads samples
 //! ```
 
 mod bare;
+mod layers;
 mod plan;
 mod session;
 mod stage;

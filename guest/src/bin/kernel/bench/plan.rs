@@ -24,6 +24,10 @@ pub struct Plan {
     pub pages: u64,
     rounds: u64,
     samples: u64,
+    /// Whether the round that is not timed is recounted.
+    pub is_recounted: bool,
+    /// Whether layers are timed too.
+    pub has_layers: bool,
     /// Where the floor's frames begin.
     pub bare: Pfn,
     /// Where the managers' frames begin.
@@ -54,6 +58,8 @@ impl Plan {
             pages,
             rounds: boot[bench::ROUNDS].max(1),
             samples: boot[bench::SAMPLES],
+            is_recounted: boot[bench::RECOUNTED] == 1,
+            has_layers: boot[bench::LAYERS] == 1,
             bare,
             first: Pfn::new(first),
             count,

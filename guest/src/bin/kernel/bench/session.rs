@@ -12,6 +12,7 @@ use quire::memory::Memory;
 use quire::space::{Advice, LargeFolios, Manager, Policy, Prot};
 
 use super::bare::Bare;
+use super::layers;
 use super::plan::Plan;
 use super::stage::{AT, Clock, Stage};
 use crate::log;
@@ -29,6 +30,9 @@ pub fn run<A: Accounting>(run: &Run<'_>, plan: &Plan, shape: Shape, used: &mut u
             break;
         }
         if !scene::<A>(run, plan, clock, used, |round| round.rest())? {
+            break;
+        }
+        if plan.has_layers && !scene::<A>(run, plan, clock, used, |round| layers::play(round.stage))? {
             break;
         }
         bare.play(plan, clock.runs);
@@ -54,8 +58,9 @@ fn scene<A: Accounting>(
     let are_zero = plan.frames != frames::TO_CLEAR;
     let manager = Manager::<_, A>::new(run.machine, slice::from_ref(&managed), are_zero, policy)
         .map_err(|_| "benchmark: too few frames for a manager")?;
-    let stage = Stage { machine: run.machine, manager: &manager, clock, pages: plan.pages };
-    let recount = (!clock.runs).then(|| {
+    let stage =
+        Stage { machine: run.machine, manager: &manager, clock, pages: plan.pages, has_layers: plan.has_layers };
+    let recount = (plan.is_recounted && !clock.runs).then(|| {
         let span = manager.frames().span();
         Recount::new(run.room.rows, span.start, span.end.raw() - span.start.raw())
     });

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use quire::abi::bench::{Operation, Shape, spare};
+use quire::abi::bench::{Layer, Operation, Shape, spare};
 use quire::abi::sample::Sample;
 use quire::abi::stamp;
 use quire::addr::Gva;
@@ -33,6 +33,15 @@ pub struct Clock {
 impl Clock {
     /// Times `work` as one `operation`.
     pub fn time<T>(self, operation: Operation, work: impl FnOnce() -> T) -> T {
+        self.time_kind(operation as u8, work)
+    }
+
+    /// Times `work` as `layer`.
+    pub fn time_layer<T>(self, layer: Layer, work: impl FnOnce() -> T) -> T {
+        self.time_kind(layer as u8, work)
+    }
+
+    fn time_kind<T>(self, kind: u8, work: impl FnOnce() -> T) -> T {
         let since = cpu::tsc();
         let result = work();
         let ticks = cpu::tsc() - since;
@@ -40,7 +49,7 @@ impl Clock {
             touch::record(Sample {
                 ticks: ticks.min(u64::from(u32::MAX)) as u32,
                 order: self.shape.order,
-                kind: operation as u8,
+                kind,
                 spare: spare::of(self.shape.level, self.is_floor),
             });
         }
@@ -66,6 +75,8 @@ pub struct Stage<'a, 'm, A: Accounting> {
     pub clock: Clock,
     /// Pages of folios.
     pub pages: u64,
+    /// Whether the manager's part of each fault is timed as well.
+    pub has_layers: bool,
 }
 
 impl<A: Accounting> Stage<'_, '_, A> {
@@ -167,7 +178,19 @@ impl<A: Accounting> Faulting<'_, '_, '_, A> {
 impl<A: Accounting> touch::Tenant for Faulting<'_, '_, '_, A> {
     fn fault(&mut self, address: Gva, code: u64) -> Verdict {
         let access = if code & error::WRITE != 0 { Access::Write } else { Access::Read };
-        match self.stage.manager.fault(self.space, address, access) {
+        let manager = self.stage.manager;
+        let layer = match self.operation {
+            Some(Operation::Fault) => Some(Layer::FaultManager),
+            Some(Operation::Cow) => Some(Layer::CowManager),
+            _ => None,
+        };
+        let served = match layer {
+            Some(layer) if self.stage.has_layers => {
+                self.stage.clock.time_layer(layer, || manager.fault(self.space, address, access))
+            }
+            _ => manager.fault(self.space, address, access),
+        };
+        match served {
             Ok(fault) => {
                 if let Some(operation) = self.operation {
                     self.stage.clock.mark(operation);
