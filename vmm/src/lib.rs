@@ -18,6 +18,7 @@ pub mod error;
 pub mod exit;
 pub mod explain;
 pub mod flat;
+pub mod image;
 pub mod kernel;
 pub mod kvm;
 pub mod layout;
