@@ -6,6 +6,7 @@ mod world;
 use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{Level, Order, Pfn};
+use quire::format::Attrs;
 use quire::mapcount::{Accounting, Class, Classes, Scheme, UnderScheme};
 use quire::memory::Memory;
 use quire::space::{Access, Advice, FaultError, Map, ObjectKind, Policy, SpaceId};
@@ -249,9 +250,11 @@ tests! {
 
     devices_are_never_counted huge, |w, format| {
         let (space, vm) = vm_of(&w, 512, format);
-        let slot = Slot { gfn: 4096, pages: 8, backing: Backing::Device(w.device()), flags: PLAIN };
+        let slot = Slot { gfn: 4096, pages: 8, backing: Backing::Device(w.device()), flags: SlotFlags::UNCACHED };
         w.manager.add_slot(vm, AsId::NORMAL, slot).unwrap();
         w.guest_write(vm, 4097, 11);
+        let (_, leaf) = w.manager.stage2_lookup(vm, AsId::NORMAL, 4097).unwrap();
+        assert!(leaf.attrs.has(Attrs::UNCACHED.or(Attrs::UNTRACKED)), "{:?}", leaf.attrs);
         assert_eq!(w.machine.frame(w.device().add(1)).0[0].load(Relaxed), 11);
         w.audit_classes();
         let managed = Slot { gfn: 9000, backing: Backing::Device(Pfn::new(0)), ..slot };

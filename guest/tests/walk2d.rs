@@ -22,13 +22,15 @@ const ADDRESS: u64 = 0x0066_5544_3322_1678;
 /// Frames: the first GiB for tables, and from there one GiB for each page of a guest's walk.
 struct Frames {
     memory: EmulatedMemory,
-    lock: AtomicU64,
+    /// Enough that a table and the one linked into it have two.
+    locks: Vec<AtomicU64>,
     next: Cell<u64>,
 }
 
 impl Frames {
     fn new() -> Self {
-        Self { memory: EmulatedMemory::new((1 + PLACES) * GIB), lock: AtomicU64::new(0), next: Cell::new(1) }
+        let locks = (0..64).map(|_| AtomicU64::new(0)).collect();
+        Self { memory: EmulatedMemory::new((1 + PLACES) * GIB), locks, next: Cell::new(1) }
     }
     fn word(&self, address: u64) -> &AtomicU64 {
         &self.memory.frame(Pfn::from_address(address)).0[(address >> 3 & 511) as usize]
@@ -39,8 +41,8 @@ impl Tables for Frames {
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory.frame(table).0
     }
-    fn lock(&self, _table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.lock)
+    fn lock(&self, table: Pfn) -> WordGuard<'_> {
+        lock_word(&self.locks[table.raw() as usize % self.locks.len()])
     }
     fn alloc_table(&self) -> Option<Pfn> {
         Some(Pfn::new(self.next.replace(self.next.get() + 1)))

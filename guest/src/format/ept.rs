@@ -8,9 +8,11 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 /// An entry with none of the three is not present, and the MMU ignores all the rest of it.
 const RIGHTS: u64 = READ | WRITE | EXECUTE;
-/// Of leaves: write-back, whatever the guest's PAT says, as every other mapping of the memory is. Reserved in pointers to tables, so this tells
-/// leaves from them, and from nothing when they allow nothing.
-const WRITE_BACK: u64 = 6 << 3 | 1 << 6;
+/// Of leaves: the memory type is what stands here, whatever the guest's PAT says, as every other mapping of the memory has it. Reserved in pointers to
+/// tables, so this tells leaves from them, and from nothing when they allow nothing.
+const IGNORE_PAT: u64 = 1 << 6;
+/// Memory type 6; 0 is uncached.
+const WRITE_BACK: u64 = 6 << 3;
 const LARGE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
@@ -40,7 +42,8 @@ impl Format for Ept {
     #[inline]
     fn leaf(leaf: Leaf, level: Level) -> u64 {
         let size = if level == Level::ONE { 0 } else { LARGE };
-        Self::settle(leaf.pfn.address() | WRITE_BACK | size | Self::set_bits(leaf.attrs))
+        let kind = if leaf.attrs.has(Attrs::UNCACHED) { 0 } else { WRITE_BACK };
+        Self::settle(leaf.pfn.address() | IGNORE_PAT | kind | size | Self::set_bits(leaf.attrs))
     }
 
     /// Tables allow everything, and are accessed from the start, as in [`LongMode`](super::LongMode).
@@ -51,7 +54,7 @@ impl Format for Ept {
 
     #[inline]
     fn next_table(raw: u64, level: Level) -> Option<Pfn> {
-        (raw & RIGHTS != 0 && raw & WRITE_BACK == 0 && level != Level::ONE).then(|| Pfn::from_address(raw & FRAME))
+        (raw & RIGHTS != 0 && raw & IGNORE_PAT == 0 && level != Level::ONE).then(|| Pfn::from_address(raw & FRAME))
     }
 
     #[inline]
@@ -59,10 +62,11 @@ impl Format for Ept {
         if let Some(next) = Self::next_table(raw, level) {
             return Entry::Table(next);
         }
-        if raw & WRITE_BACK != WRITE_BACK || raw & (RIGHTS | FROZEN) == FROZEN {
+        if raw & IGNORE_PAT == 0 || raw & (RIGHTS | FROZEN) == FROZEN {
             return Entry::Absent;
         }
         let attrs = BITS.iter().fold(Attrs::NONE, |attrs, (attr, bit)| attrs.with_if(raw & bit != 0, *attr));
+        let attrs = attrs.with_if(raw & WRITE_BACK == 0, Attrs::UNCACHED);
         Entry::Leaf(Leaf { pfn: Pfn::from_address(raw & FRAME), attrs })
     }
 
@@ -85,8 +89,8 @@ impl Format for Ept {
     }
 
     #[inline]
-    fn clear_bits(_attrs: Attrs) -> u64 {
-        0
+    fn clear_bits(attrs: Attrs) -> u64 {
+        if attrs.has(Attrs::UNCACHED) { WRITE_BACK } else { 0 }
     }
 
     #[inline]
@@ -125,6 +129,7 @@ mod tests {
         assert_eq!(leaf(rw.or(Attrs::ACCESSED_DIRTY), Level::ONE), 0x0120_0373 | kept(3));
         // Nothing is allowed: not present.
         assert_eq!(leaf(Attrs::WRITE.or(Attrs::EXEC), Level::TWO), 0x0120_00f0 | kept(6));
+        assert_eq!(leaf(rw.or(Attrs::UNCACHED), Level::ONE), 0x0120_0043 | kept(3));
         assert_eq!(Ept::table(Pfn::new(0x77)), 0x77107);
         // Nothing of ours stands where a leaf has a meaning: bit 10 and bits 57 to 63.
         assert!(BITS.iter().all(|(_, bit)| bit & (1 << 10 | !0 << 57) == 0));

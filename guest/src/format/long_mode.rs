@@ -6,6 +6,8 @@ use crate::addr::{Level, Pfn};
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+/// PCD: with the page-attribute table as it is after reset, uncached.
+const UNCACHED: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const PAGE_SIZE: u64 = 1 << 7;
@@ -79,10 +81,11 @@ impl Format for LongMode {
 }
 
 /// Bits that stand where [`Attrs`] has them.
-const SAME: u64 = WRITE | USER | ACCESSED | DIRTY | EXCLUSIVE | UNTRACKED;
+const SAME: u64 = WRITE | USER | UNCACHED | ACCESSED | DIRTY | EXCLUSIVE | UNTRACKED;
 const _: () = {
     assert!(SAME == Attrs::ALL.without(Attrs::EXEC).0 as u64);
     assert!(Attrs::WRITE.0 as u64 == WRITE && Attrs::USER.0 as u64 == USER);
+    assert!(Attrs::UNCACHED.0 as u64 == UNCACHED);
     assert!(Attrs::ACCESSED.0 as u64 == ACCESSED && Attrs::DIRTY.0 as u64 == DIRTY);
     assert!(Attrs::EXCLUSIVE.0 as u64 == EXCLUSIVE && Attrs::UNTRACKED.0 as u64 == UNTRACKED);
 };

@@ -38,8 +38,10 @@ impl Attrs {
     pub const EXCLUSIVE: Self = Self(1 << 9);
     /// The leaf maps a frame without a folio, in a region of class Pfn or Mixed: it is never counted (a software bit).
     pub const UNTRACKED: Self = Self(1 << 10);
+    /// The memory is a device's: accesses are neither cached nor reordered.
+    pub const UNCACHED: Self = Self(1 << 4);
     /// Everything.
-    pub const ALL: Self = Self(0x667);
+    pub const ALL: Self = Self(0x677);
     /// Both bits that the MMU sets.
     pub const ACCESSED_DIRTY: Self = Self(1 << 5 | 1 << 6);
 
@@ -83,6 +85,7 @@ impl fmt::Debug for Attrs {
             (Self::DIRTY, 'd'),
             (Self::EXCLUSIVE, 'E'),
             (Self::UNTRACKED, 'p'),
+            (Self::UNCACHED, 'c'),
         ];
         letters.into_iter().try_for_each(|(attr, letter)| write!(f, "{}", if self.has(attr) { letter } else { '-' }))
     }
@@ -245,7 +248,12 @@ mod tests {
                 assert_eq!(change(raw), F::leaf(changed, level), "{leaf:?} less {remove:?} and with {add:?}");
                 assert_eq!(change(F::freeze(raw)), F::freeze(F::leaf(changed, level)));
                 // Without a settling: bits may go, as in `Part::copy_to`.
-                assert!(add != Attrs::NONE || remove.has(Attrs::EXEC) || raw & !clear == F::leaf(changed, level));
+                assert!(
+                    add != Attrs::NONE
+                        || remove.has(Attrs::EXEC)
+                        || remove.has(Attrs::UNCACHED)
+                        || raw & !clear == F::leaf(changed, level)
+                );
             }
         });
     }

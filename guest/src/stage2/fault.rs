@@ -422,7 +422,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if !part.is_absent(i) {
             return Ok(Again);
         }
-        part.install(i, 1, Leaf { pfn: frame(part.page(i)), attrs: leaf_attrs(writable).or(Attrs::UNTRACKED) });
+        let attrs = leaf_attrs(writable).or(Attrs::UNTRACKED);
+        let attrs = attrs.with_if(slot.flags.has(SlotFlags::UNCACHED), Attrs::UNCACHED);
+        part.install(i, 1, Leaf { pfn: frame(part.page(i)), attrs });
         vm.leaves(level).fetch_add(1, Relaxed);
         Ok(Done(fault(VmFaultKind::Device, level, level.entry_pages(), Order::BASE)))
     }

@@ -32,6 +32,8 @@ impl SlotFlags {
     pub const UNMAPPED: Self = Self(1 << 1);
     /// Stores are being logged; set by [`Manager::start_log`].
     pub const LOGGING: Self = Self(1 << 2);
+    /// Accesses of the guest are not cached, as registers of a device want it. Of device slots.
+    pub const UNCACHED: Self = Self(1 << 4);
     const DEVICE: Self = Self(1 << 3);
 
     /// All of both.
