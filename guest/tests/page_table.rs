@@ -203,14 +203,17 @@ fn prune_takes_only_tables_within_the_range() {
     // Root, 2 of level 3, 3 of level 2, 5 of level 1.
     assert_eq!((heap.in_use(), table.nr_tables(&heap, 1 << 35)), (11, 11));
     let mut flush = Flush::new();
-    table.prune(&heap, 1, 1024, &mut flush);
+    table.prune(&heap, 1..1024, 0..0, &mut flush);
+    table.prune(&heap, 1..1024, 1024..1 << 35, &mut flush);
+    assert!(flush.is_empty(), "only where they are looked for");
+    table.prune(&heap, 1..1024, 1023..1024, &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 10, "the table of pages 512..1024");
     assert_eq!(*heap.flushes.borrow(), [FlushScope::Space], "paging-structure caches");
-    table.prune(&heap, 0, BASE, &mut flush);
+    table.prune(&heap, 0..BASE, 0..BASE, &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 7);
-    table.prune(&heap, 0, 1 << 35, &mut flush);
+    table.prune(&heap, 0..1 << 35, 0..1 << 35, &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 1, "the root stays");
 }
