@@ -52,6 +52,7 @@ impl Gva {
     /// # Panics
     /// When the page lies above [`GVA_END`].
     #[must_use]
+    #[inline]
     pub const fn from_page(page: u64) -> Self {
         Self::new(page << PAGE_SHIFT)
     }
@@ -61,6 +62,7 @@ impl Gva {
     /// # Panics
     /// When the result is above [`GVA_END`].
     #[must_use]
+    #[inline]
     pub const fn add_pages(self, pages: u64) -> Self {
         Self::new(self.0 + (pages << PAGE_SHIFT))
     }
@@ -157,6 +159,7 @@ impl Order {
     /// # Panics
     /// When `order` is above 18.
     #[must_use]
+    #[inline]
     pub const fn new(order: u8) -> Self {
         assert!(order <= Self::MAX.0, "order above 18");
         Self(order)
@@ -256,6 +259,7 @@ impl Level {
     /// # Panics
     /// Above level 3, where no format has leaves.
     #[must_use]
+    #[inline]
     pub const fn leaf_order(self) -> Order {
         Order::new(self.page_shift() as u8)
     }

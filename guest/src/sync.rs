@@ -251,6 +251,7 @@ impl<'a> Count32<'a> {
 
     /// The count now.
     #[must_use]
+    #[inline]
     pub fn get(self) -> u32 {
         (self.word.load(Relaxed) >> self.shift) as u32
     }

@@ -240,14 +240,17 @@ fn prune_takes_only_tables_within_the_range<F: Format>() {
     let upper = above::<F>();
     assert_eq!((heap.in_use(), table.nr_tables(&heap, end::<F>())), (11 + upper, 11 + upper));
     let mut flush = Flush::new();
-    table.prune(&heap, 1, 1024, &mut flush);
+    table.prune(&heap, 1..1024, 0..0, &mut flush);
+    table.prune(&heap, 1..1024, 1024..end::<F>(), &mut flush);
+    assert!(flush.is_empty(), "only where they are looked for");
+    table.prune(&heap, 1..1024, 1023..1024, &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 10 + upper, "the table of pages 512..1024");
     assert_eq!(*heap.flushes.borrow(), [FlushScope::Space], "paging-structure caches");
-    table.prune(&heap, 0, BASE, &mut flush);
+    table.prune(&heap, 0..BASE, 0..BASE, &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 7 + upper);
-    table.prune(&heap, 0, end::<F>(), &mut flush);
+    table.prune(&heap, 0..end::<F>(), 0..end::<F>(), &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 1, "the root stays");
 }

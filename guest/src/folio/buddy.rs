@@ -15,8 +15,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::Record;
 use super::descriptor::{KIND, Kind};
 use crate::addr::{ENTRIES, Order, Pfn};
-use crate::memory::Memory;
-use crate::sync::{AtomicU64, lock_word};
+use crate::memory::{Frame, Memory};
+use crate::sync::{AtomicU64, WordGuard, lock_word};
 
 const BLOCK: u64 = ENTRIES as u64;
 const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
@@ -101,6 +101,8 @@ pub struct Frames<M> {
     nr_blocks: u64,
     directory: Pfn,
     slot_words: usize,
+    /// Frames that a broken block spends on its slots.
+    slot_frames: u64,
     page_words: Option<Pfn>,
     page_counts: usize,
     lock: AtomicU64,
@@ -159,6 +161,7 @@ impl<M: Memory> Frames<M> {
             nr_blocks,
             directory: home.start,
             slot_words,
+            slot_frames: (slot_words as u64 * 8 * BLOCK).div_ceil(4096),
             page_words: (page_counts > 0).then(|| home.start.add(directory_frames)),
             page_counts,
             carved,
@@ -215,9 +218,17 @@ impl<M: Memory> Frames<M> {
     }
 
     /// The words of the record `record`.
+    #[inline]
     pub fn record(&self, record: Record, words: usize) -> &[AtomicU64] {
         let at = (record.raw() as usize & 63) * 8;
         &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0[at..at + words]
+    }
+
+    /// The words of the record `record`, which has `N` of them or more.
+    #[inline]
+    pub(crate) fn record_of<const N: usize>(&self, record: Record) -> &[AtomicU64; N] {
+        let at = (record.raw() as usize & 63) * 8;
+        &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0.as_chunks().0[at / N]
     }
 
     /// None at all.
@@ -228,6 +239,7 @@ impl<M: Memory> Frames<M> {
             nr_blocks: 0,
             directory: Pfn::new(0),
             slot_words: 0,
+            slot_frames: 0,
             page_words: None,
             page_counts: 0,
             lock: AtomicU64::new(0),
@@ -275,19 +287,33 @@ impl<M: Memory> Frames<M> {
     }
 
     fn slot_frames(&self) -> u64 {
-        (self.slot_words as u64 * 8 * BLOCK).div_ceil(4096)
+        self.slot_frames
     }
 
     /// The slot of `pfn`, whose block must be broken.
+    #[inline]
     pub(super) fn slot(&self, pfn: Pfn) -> &[AtomicU64] {
+        let (frame, at) = self.slot_at(pfn);
+        &frame.0[at..at + self.slot_words]
+    }
+
+    /// The first two words of the slot of `pfn`: all that there is but for counts of further observers.
+    #[inline]
+    pub(super) fn slot_head(&self, pfn: Pfn) -> &[AtomicU64; 2] {
+        let (frame, at) = self.slot_at(pfn);
+        &frame.0.as_chunks().0[at / 2]
+    }
+
+    #[inline]
+    fn slot_at(&self, pfn: Pfn) -> (&Frame, usize) {
         let word = (pfn.raw() % BLOCK) as usize * self.slot_words;
-        let at = word % ENTRIES;
         let frame = Pfn::new(pfn.raw() / BLOCK * BLOCK + (word / ENTRIES) as u64);
-        &self.memory.frame(frame).0[at..at + self.slot_words]
+        (self.memory.frame(frame), word % ENTRIES)
     }
 
     /// What the descriptor of the folio that `pfn` belongs to is: `Ok` a record, `Err` the head of a small
     /// folio (a frame whose slot is the descriptor). `None` when no folio lives there.
+    #[inline]
     pub(super) fn find(&self, pfn: Pfn) -> Option<Found> {
         if !self.manages(pfn) {
             return None;
@@ -299,7 +325,7 @@ impl<M: Memory> Frames<M> {
                 // Only the head's slot says anything: try the heads this frame could belong to, nearest first.
                 for order in 0..=MAX_SMALL {
                     let head = pfn.align_down(Order::new(order));
-                    let slot = self.slot(head);
+                    let slot = self.slot_head(head);
                     match KIND.get(&slot[1]) {
                         kind if kind == Kind::Nothing as u64 => {}
                         kind if kind == Kind::Small as u64 => return (order == 0).then_some(Found::Small(pfn)),
@@ -323,7 +349,7 @@ impl<M: Memory> Frames<M> {
                 self.directory_word(pfn.raw() / BLOCK + i).store(word, Relaxed);
             }
         } else {
-            let slot = self.slot(pfn);
+            let slot = self.slot_head(pfn);
             slot[0].store(u64::from(record.raw()), Relaxed);
             slot[1].store(KIND.bits(Kind::Large as u64), Relaxed);
         }
@@ -338,16 +364,25 @@ impl<M: Memory> Frames<M> {
 
     /// A run of 2^order frames; one known to be zero if `want_zero` and there is one. Stops short of the reserve.
     pub fn alloc(&self, order: Order, want_zero: bool) -> Option<Run> {
-        self.alloc_above(self.reserve.load(Relaxed), order, want_zero)
+        let _guard = self.lock();
+        self.alloc_locked(order, want_zero, false)
     }
 
     /// As [`alloc`](Self::alloc), down to the last frame: for what removals need.
     pub(crate) fn alloc_from_reserve(&self, order: Order, want_zero: bool) -> Option<Run> {
-        self.alloc_above(0, order, want_zero)
+        let _guard = self.lock();
+        self.alloc_locked(order, want_zero, true)
     }
 
-    fn alloc_above(&self, floor: u64, order: Order, want_zero: bool) -> Option<Run> {
-        let _guard = lock_word(&self.lock);
+    /// The lock of free lists and records.
+    #[inline]
+    pub(super) fn lock(&self) -> WordGuard<'_> {
+        lock_word(&self.lock)
+    }
+
+    /// As [`alloc`](Self::alloc), or down to the last frame if it `must` be; the caller has the [lock](Self::lock).
+    pub(super) fn alloc_locked(&self, order: Order, want_zero: bool, must: bool) -> Option<Run> {
+        let floor = if must { 0 } else { self.reserve.load(Relaxed) };
         // The spare block becomes whole when a whole one is asked for.
         let spare = if order >= Order::HUGE && self.has_spare.load(Relaxed) { self.slot_frames() } else { 0 };
         if self.free.load(Relaxed) + spare < order.pages() + floor {
@@ -374,7 +409,12 @@ impl<M: Memory> Frames<M> {
 
     /// Gives back a run that [`Frames::alloc`] gave.
     pub fn free(&self, pfn: Pfn, order: Order, zeroed: bool) {
-        let _guard = lock_word(&self.lock);
+        let _guard = self.lock();
+        self.free_locked(pfn, order, zeroed);
+    }
+
+    /// As [`free`](Self::free); the caller has the [lock](Self::lock).
+    pub(super) fn free_locked(&self, pfn: Pfn, order: Order, zeroed: bool) {
         add_to(&self.free, order.pages() as i64);
         if order >= Order::HUGE {
             self.put_blocks(pfn.raw() / BLOCK, order.get(), zeroed);
@@ -385,15 +425,16 @@ impl<M: Memory> Frames<M> {
 
     /// Marks the single frame `pfn`, just allocated, as a `kind` page; word 0 of its slot is the owner's to use and starts as 0.
     pub(super) fn mark(&self, pfn: Pfn, kind: Kind) -> &AtomicU64 {
-        let slot = self.slot(pfn);
+        let slot = self.slot_head(pfn);
         slot[0].store(0, Relaxed);
         slot[1].store(KIND.bits(kind as u64), Relaxed);
         &slot[0]
     }
 
     /// Word 0 of the slot of a frame marked before.
+    #[inline]
     pub(super) fn marked(&self, pfn: Pfn) -> &AtomicU64 {
-        &self.slot(pfn)[0]
+        &self.slot_head(pfn)[0]
     }
 
     fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
@@ -417,12 +458,12 @@ impl<M: Memory> Frames<M> {
     }
 
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
-        self.slot(pfn)[1].store(0, Relaxed);
+        self.slot_head(pfn)[1].store(0, Relaxed);
         self.count_free(pfn, 1 << order);
         let (mut pfn, mut order, mut zeroed) = (pfn, order, zeroed);
         while order < MAX_SMALL {
             let buddy = Pfn::new(pfn.raw() ^ 1 << order);
-            let slot = self.slot(buddy);
+            let slot = self.slot_head(buddy);
             let word = slot[1].load(Relaxed);
             if KIND.of(word) != Kind::Free as u64 || slot::ORDER.of(word) != u64::from(order) {
                 break;
@@ -489,7 +530,7 @@ impl<M: Memory> Frames<M> {
 
     fn mend_block(&self, block: u64) {
         for (pfn, order) in self.runs_of_block(block) {
-            let zero = slot::ZERO.get(&self.slot(pfn)[1]) == 1;
+            let zero = slot::ZERO.get(&self.slot_head(pfn)[1]) == 1;
             self.unlink_small(pfn, order, zero);
         }
         add_to(&self.broken, -1);
@@ -549,7 +590,7 @@ impl<M: Memory> Frames<M> {
     fn link_small(&self, pfn: Pfn, order: u8, zero: bool) {
         let head = &self.heads[usize::from(zero)][usize::from(order)];
         let next = head.load(Relaxed).checked_sub(1);
-        let slot = self.slot(pfn);
+        let slot = self.slot_head(pfn);
         slot[0].store(slot::PREV.bits(slot::NONE), Relaxed);
         slot[1].store(
             KIND.bits(Kind::Free as u64)
@@ -559,23 +600,23 @@ impl<M: Memory> Frames<M> {
             Relaxed,
         );
         if let Some(next) = next {
-            slot::PREV.set(&self.slot(Pfn::new(next))[0], pfn.raw());
+            slot::PREV.set(&self.slot_head(Pfn::new(next))[0], pfn.raw());
         }
         self.set_head(order, zero, pfn.raw() + 1);
     }
 
     fn unlink_small(&self, pfn: Pfn, order: u8, zero: bool) {
-        let slot = self.slot(pfn);
+        let slot = self.slot_head(pfn);
         let (prev, next) = (slot::PREV.get(&slot[0]), slot::NEXT.get(&slot[1]));
         slot[1].store(0, Relaxed);
         if prev == slot::NONE {
             let head = if next == slot::NONE { 0 } else { next + 1 };
             self.set_head(order, zero, head);
         } else {
-            slot::NEXT.set(&self.slot(Pfn::new(prev))[1], next);
+            slot::NEXT.set(&self.slot_head(Pfn::new(prev))[1], next);
         }
         if next != slot::NONE {
-            slot::PREV.set(&self.slot(Pfn::new(next))[0], prev);
+            slot::PREV.set(&self.slot_head(Pfn::new(next))[0], prev);
         }
     }
 
@@ -616,7 +657,8 @@ impl<M: Memory> Frames<M> {
 }
 
 /// Adds `n` to a number that changes under a lock only, which the caller holds; anybody may read it.
-pub(super) fn add_to(number: &AtomicU64, n: i64) {
+#[inline]
+pub(crate) fn add_to(number: &AtomicU64, n: i64) {
     number.store(number.load(Relaxed).wrapping_add_signed(n), Relaxed);
 }
 

@@ -58,13 +58,14 @@ impl Directory {
     }
 
     /// The words of record `number`, which was allocated before.
-    pub fn get<'a, M: Memory>(&self, frames: &'a Frames<M>, number: u32) -> &'a [AtomicU64] {
+    #[inline]
+    pub fn get<'a, M: Memory>(&self, frames: &'a Frames<M>, number: u32) -> &'a [AtomicU64; Self::WORDS] {
         let leaf = u64::from(number) / Self::PER_FRAME;
         let root = Pfn::new(self.root.load(Acquire));
-        let mid = frames.memory().frame(root).0[(leaf / ENTRIES as u64) as usize].load(Acquire);
+        let mid = frames.memory().frame(root).0[(leaf / ENTRIES as u64) as usize % ENTRIES].load(Acquire);
         let frame = frames.memory().frame(Pfn::new(mid)).0[leaf as usize % ENTRIES].load(Acquire);
-        let at = (u64::from(number) % Self::PER_FRAME) as usize * Self::WORDS;
-        &frames.memory().frame(Pfn::new(frame)).0[at..at + Self::WORDS]
+        let nth = (u64::from(number) % Self::PER_FRAME) as usize;
+        &frames.memory().frame(Pfn::new(frame)).0.as_chunks().0[nth]
     }
 
     /// Whether record `number`, which was allocated once, is in use now.

@@ -9,6 +9,7 @@ use crate::sync::AtomicU64;
 
 impl<M: Memory> Frames<M> {
     /// The folio that `pfn` belongs to. `words` is the size of a large descriptor.
+    #[inline]
     pub(crate) fn folio(&self, pfn: Pfn, words: usize) -> Option<Folio<'_>> {
         Some(match self.find(pfn)? {
             Found::Small(pfn) => Folio::small(pfn, self.slot(pfn)),
@@ -16,34 +17,52 @@ impl<M: Memory> Frames<M> {
         })
     }
 
-    /// Makes the allocated run at `pfn` a folio without references; `None` when there is no frame for a record.
-    pub(crate) fn describe(
+    /// A new folio of `order` without references, in frames known to be zero if `want_zero` and there are such: then the answer's other half is true. `None` without
+    /// frames for it or for its record, which is one of `words` words. The lock of the frames is held while `served` is told of the frames.
+    #[inline]
+    pub(crate) fn new_folio(
         &self,
-        pfn: Pfn,
         order: Order,
-        flags: FolioFlags,
-        mapping: Mapping,
-        records: &Slab,
-    ) -> Option<Folio<'_>> {
-        let folio = if order == Order::BASE {
-            Folio::small(pfn, self.slot(pfn))
-        } else {
-            let record = records.alloc(self)?;
-            self.enter_large(pfn, order, record);
-            Folio::new_large(record, pfn, order, self.record(record, records.words()))
+        want_zero: bool,
+        (flags, mapping): (FolioFlags, Mapping),
+        (records, words): (&Slab, usize),
+        served: impl FnOnce(&Run),
+    ) -> Option<(Folio<'_>, bool)> {
+        let (Run { pfn, zeroed }, record) = {
+            let _guard = self.lock();
+            let run = self.alloc_locked(order, want_zero, false)?;
+            let mut record = None;
+            if order > Order::BASE {
+                record = records.alloc_locked(self, false);
+                if record.is_none() {
+                    self.free_locked(run.pfn, order, run.zeroed);
+                    return None;
+                }
+            }
+            served(&run);
+            (run, record)
+        };
+        let folio = match record {
+            None => Folio::small(pfn, self.slot(pfn)),
+            Some(record) => {
+                self.enter_large(pfn, order, record);
+                Folio::new_large(record, pfn, order, self.record(record, words))
+            }
         };
         folio.init(flags, mapping);
-        Some(folio)
+        Some((folio, zeroed))
     }
 
-    /// Frees a folio's frames and descriptor.
-    pub(crate) fn free_folio(&self, folio: Folio<'_>, records: &Slab) {
-        debug_assert_eq!(folio.refs(), 0, "a folio with references was freed");
-        let (head, order) = (folio.head(), folio.order());
-        if let Some(record) = folio.record() {
-            records.free(self, record);
+    /// Frees the frames and descriptors of folios.
+    pub(crate) fn free_folios<'a>(&self, folios: impl IntoIterator<Item = Folio<'a>>, records: &Slab) {
+        let _guard = self.lock();
+        for folio in folios {
+            debug_assert_eq!(folio.refs(), 0, "a folio with references was freed");
+            if let Some(record) = folio.record() {
+                records.free_locked(self, record);
+            }
+            self.free_locked(folio.head(), folio.order(), false);
         }
-        self.free(head, order, false);
     }
 
     /// A frame for a table page; the last ones only if it must be.

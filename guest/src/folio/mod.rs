@@ -17,6 +17,7 @@ mod directory;
 mod lookup;
 mod slab;
 
+pub(crate) use buddy::add_to;
 pub use buddy::{FrameStats, Frames, InitError, Run};
 pub use descriptor::{Folio, FolioFlags, Mapping, REF_LIMIT};
 pub(crate) use descriptor::{HEADER_WORDS, SMALL_HEADER_WORDS};

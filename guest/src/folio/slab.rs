@@ -7,7 +7,7 @@ use super::buddy::{Frames, add_to};
 use super::descriptor::Kind;
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::Memory;
-use crate::sync::{AtomicU64, lock_word};
+use crate::sync::AtomicU64;
 
 /// Names a record by its physical address in units of 64 bytes, so that a record in the first 256 GiB is one 32-bit word.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,12 +33,11 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A pool of records of one size. Free records are chained through their first word; the first record of each frame
-/// chains the frames.
+/// A pool of records of one size, under the lock of the frames. Free records are chained through their first word; the first record of each
+/// frame chains the frames.
 #[derive(Debug)]
 pub struct Slab {
     words: usize,
-    lock: AtomicU64,
     free: AtomicU64,
     frames: AtomicU64,
     nr_frames: AtomicU64,
@@ -52,7 +51,6 @@ impl Slab {
         assert!(words.is_power_of_two() && words >= 8 && words <= 128, "records are 64 to 1024 bytes");
         Self {
             words,
-            lock: AtomicU64::new(0),
             free: AtomicU64::new(0),
             frames: AtomicU64::new(0),
             nr_frames: AtomicU64::new(0),
@@ -80,40 +78,52 @@ impl Slab {
 
     /// A cleared record, or `None` when it would need a frame and there is none.
     pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
-        self.alloc_inner(frames, false)
+        self.alloc_cleared(frames, false)
     }
 
     /// As [`alloc`](Self::alloc), with a frame of the reserve if it must be: for what removals need.
     pub(crate) fn alloc_from_reserve<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
-        self.alloc_inner(frames, true)
+        self.alloc_cleared(frames, true)
     }
 
-    fn alloc_inner<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
-        let _guard = lock_word(&self.lock);
+    fn alloc_cleared<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
+        let record = {
+            let _guard = frames.lock();
+            self.alloc_locked(frames, must)?
+        };
+        for word in frames.record(record, self.words) {
+            word.store(0, Relaxed);
+        }
+        Some(record)
+    }
+
+    /// A record with whatever it holds. The caller has the lock of the frames.
+    pub(super) fn alloc_locked<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
         if self.free.load(Relaxed) == 0 {
             self.grow(frames, must)?;
         }
         let record = Record(self.free.load(Relaxed) as u32);
-        let words = frames.record(record, self.words);
-        self.free.store(words[0].load(Relaxed), Relaxed);
-        for word in words {
-            word.store(0, Relaxed);
-        }
+        self.free.store(frames.record_of::<8>(record)[0].load(Relaxed), Relaxed);
         add_to(&self.in_use, 1);
         Some(record)
     }
 
     /// Takes a record back.
     pub fn free<M: Memory>(&self, frames: &Frames<M>, record: Record) {
-        let _guard = lock_word(&self.lock);
-        frames.record(record, self.words)[0].store(self.free.load(Relaxed), Relaxed);
+        let _guard = frames.lock();
+        self.free_locked(frames, record);
+    }
+
+    /// As [`free`](Self::free); the caller has the lock of the frames.
+    pub(super) fn free_locked<M: Memory>(&self, frames: &Frames<M>, record: Record) {
+        frames.record_of::<8>(record)[0].store(self.free.load(Relaxed), Relaxed);
         self.free.store(u64::from(record.0), Relaxed);
         add_to(&self.in_use, -1);
     }
 
     /// Gives all frames back if no record is in use.
     pub fn trim<M: Memory>(&self, frames: &Frames<M>) {
-        let _guard = lock_word(&self.lock);
+        let _guard = frames.lock();
         if self.in_use.load(Relaxed) != 0 {
             return;
         }
@@ -122,15 +132,15 @@ impl Slab {
             let pfn = Pfn::new(self.frames.load(Relaxed));
             self.frames.store(frames.memory().frame(pfn).0[0].load(Relaxed), Relaxed);
             add_to(&self.nr_frames, -1);
-            frames.free(pfn, Order::BASE, false);
+            frames.free_locked(pfn, Order::BASE, false);
         }
     }
 
     fn grow<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<()> {
-        let run = if must { frames.alloc_from_reserve(Order::BASE, false) } else { frames.alloc(Order::BASE, false) }?;
+        let run = frames.alloc_locked(Order::BASE, false, must)?;
         if run.pfn.raw() >> 26 != 0 {
             // Beyond what a record's number can name.
-            frames.free(run.pfn, Order::BASE, run.zeroed);
+            frames.free_locked(run.pfn, Order::BASE, run.zeroed);
             return None;
         }
         frames.mark(run.pfn, Kind::Records);
@@ -142,7 +152,7 @@ impl Slab {
         let mut next = 0;
         for i in (1..(ENTRIES / self.words) as u32).rev() {
             let record = first + i * step;
-            frames.record(Record(record), self.words)[0].store(u64::from(next), Relaxed);
+            frames.record_of::<8>(Record(record))[0].store(u64::from(next), Relaxed);
             next = record;
         }
         self.free.store(u64::from(next), Relaxed);

@@ -55,6 +55,7 @@ pub struct Batch {
 impl Batch {
     /// Leaves in the batch.
     #[must_use]
+    #[inline]
     pub fn leaves(&self) -> u32 {
         self.pages >> self.leaf.get()
     }

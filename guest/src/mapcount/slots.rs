@@ -36,13 +36,14 @@ pub(super) struct Slots {
 
 /// Holds the folio's lock; [`store`](Self::store) writes the slots back and releases it.
 pub(super) struct Locked<'a> {
-    words: &'a [AtomicU64],
+    words: &'a [AtomicU64; WORDS],
     pub(super) slots: Slots,
 }
 
 impl<'a> Locked<'a> {
+    #[inline]
     pub(super) fn new(words: &'a [AtomicU64]) -> Self {
-        let words = &words[..WORDS];
+        let words = words.first_chunk().expect("the state has as many words");
         let ids = take_bit(&words[0], LOCK);
         let one = words[1].load(Relaxed);
         let slots = Slots {
@@ -54,6 +55,7 @@ impl<'a> Locked<'a> {
         Self { words, slots }
     }
 
+    #[inline]
     pub(super) fn store(self) {
         let s = self.slots;
         self.words[1].store(LOW.bits(s.leaves) | HIGH.bits(s.counts[0]), Relaxed);
@@ -79,6 +81,7 @@ pub(super) fn is_shared(words: &[AtomicU64]) -> bool {
 }
 
 impl Slots {
+    #[inline]
     pub(super) fn add(&mut self, leaves: u64, owner: u32) {
         let owner = u64::from(owner);
         self.leaves += leaves;
@@ -97,6 +100,7 @@ impl Slots {
         // Else: an owner without a slot; shared is set already.
     }
 
+    #[inline]
     pub(super) fn sub(&mut self, leaves: u64, owner: u32) {
         self.leaves -= leaves;
         for slot in 0..2 {

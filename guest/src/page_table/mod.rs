@@ -156,10 +156,12 @@ impl<F: Format> PageTable<F> {
         tables_below::<F, T>(tables, self.root, F::ROOT, 0, end)
     }
 
-    /// Unlinks every table that spans only pages of `first..end` into `flush`, bottom up. All entries of the range must be absent and
-    /// the caller must exclude everybody who walks there.
-    pub fn prune<T: Tables, I>(self, tables: &T, first: u64, end: u64, flush: &mut Flush<I>) {
-        prune_below::<F, T, I>(tables, self.root, F::ROOT, 0, first, end, flush);
+    /// Unlinks every table that spans only pages of `range` and any of `within` into `flush`, bottom up: elsewhere the caller knows that there is none. All entries
+    /// of `range` must be absent and the caller must exclude everybody who walks there.
+    pub fn prune<T: Tables, I>(self, tables: &T, range: Range<u64>, within: Range<u64>, flush: &mut Flush<I>) {
+        if !within.is_empty() {
+            prune_below::<F, T, I>(tables, self.root, F::ROOT, 0, (&range, &within), flush);
+        }
     }
 }
 
@@ -221,13 +223,12 @@ fn prune_below<F: Format, T: Tables, I>(
     table: Pfn,
     level: Level,
     base: u64,
-    first: u64,
-    end: u64,
+    (range, within): (&Range<u64>, &Range<u64>),
     flush: &mut Flush<I>,
 ) {
     let Some(below) = level.below() else { return };
-    let start = if first > base { level.index(first) } else { 0 };
-    let stop = ((end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
+    let start = if within.start > base { level.index(within.start) } else { 0 };
+    let stop = (((within.end - base - 1) >> level.page_shift()) as usize + 1).min(ENTRIES);
     let entries = tables.entries(table);
     let mut i = start;
     while i < stop {
@@ -240,8 +241,10 @@ fn prune_below<F: Format, T: Tables, I>(
         let word = &rest[0];
         if let Some(next) = F::next_table(word.load(Acquire), level) {
             let page = base + i as u64 * level.entry_pages();
-            prune_below::<F, T, I>(tables, next, below, page, first, end, flush);
-            if first <= page && page + level.entry_pages() <= end {
+            if below > Level::ONE {
+                prune_below::<F, T, I>(tables, next, below, page, (range, within), flush);
+            }
+            if range.start <= page && page + level.entry_pages() <= range.end {
                 let _guard = tables.lock(table);
                 word.store(0, Release);
                 flush.push_table(tables, next, true);

@@ -148,7 +148,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             i += n;
         }
         drop(part);
-        space.table().prune(self, block.start, block.end, &mut flush);
+        space.table().prune(self, block.clone(), block.clone(), &mut flush);
         self.finish(&space, &mut flush);
         let part = above();
         let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);

@@ -240,6 +240,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `table` is the place in the table of `level`, if there was one.
+    #[inline]
     fn map_new(
         &self,
         space: &Space<'_>,
@@ -287,6 +288,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Tells the counts of leaves that are about to appear.
+    #[inline]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
         let delta = counting(Call::Add, || A::add(&self.counts(folio), batch, beside))?;
         self.statistics.adds.fetch_add(1, Relaxed);
@@ -583,6 +585,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 /// The batch of `pages` pages of a folio, from its page `first` on, in the table of `part`.
+#[inline]
 pub(super) fn batch<M: Memory + Tlb, A: Accounting>(
     vma: Vma<'_>,
     part: &Part<'_, LongMode, Manager<M, A>>,

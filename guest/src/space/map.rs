@@ -232,7 +232,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let reach = Level::THREE.table_pages();
         let first = floor.max(range.start & !(reach - 1));
         let end = ceiling.min((range.end + reach - 1) & !(reach - 1));
-        space.table().prune(self, first, end, flush);
+        space.table().prune(self, first..end, range.clone(), flush);
     }
 
     /// The part of `vma` that lies in `range`, as a vma of its own.

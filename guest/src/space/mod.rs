@@ -38,13 +38,14 @@ pub use reverse::{SpaceBusy, UnmapFailed};
 pub use rights::{Advice, ObjectKind, Prot, STACK_GAP_PAGES, STACK_REACH_PAGES, file_word, stack_grows};
 pub use vma::{Tracking, Vma, VmaFlags};
 
+use arrayvec::ArrayVec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
-use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, REF_LIMIT, Slab};
+use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, REF_LIMIT, Slab, add_to};
 use crate::format::LongMode;
 use crate::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
@@ -59,6 +60,9 @@ pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
 
 /// Frames kept back for what removals need: table pages of leaves that are split, records of vmas that are cut. One hole takes at most six.
 const RESERVE: u64 = 32;
+
+/// Folios whose frames are freed under one lock.
+const FREED_AT_ONCE: usize = 16;
 
 /// When anonymous faults use folios above order 0, as in Linux's `transparent_hugepage/enabled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +125,7 @@ pub struct Statistics {
     pub file_huge_mapped: Signed,
     /// Frames that had to be cleared because they were not known to be zero.
     pub cleared: AtomicU64,
-    /// Frames handed out that were known to be zero.
+    /// Frames handed out that were known to be zero. Under the lock of the frames.
     pub known_zero: AtomicU64,
     /// Frames copied.
     pub copied: AtomicU64,
@@ -344,14 +348,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         debug_assert_eq!(space.vms.load(Relaxed), 0, "a VM has lost its VMM");
         let guard = crate::sync::write_lock(space.lock);
         let mut flush = Flush::new();
-        let mut at = 0;
+        let (mut at, mut first) = (0, None);
         while let Some(vma) = self.vma_at_or_above(&space, at) {
             at = vma.end();
+            first.get_or_insert(vma.start());
             self.zap(&space, vma, vma.start(), vma.end(), &mut flush);
             self.remove_vma(&space, vma);
         }
         let table = space.table();
-        table.prune(self, 0, PAGES_END, &mut flush);
+        // No table stands where no vma is.
+        table.prune(self, 0..PAGES_END, first.unwrap_or(at)..at, &mut flush);
         self.finish(&space, &mut flush);
         drop(guard);
         // Its upper half may be the embedder's.
@@ -415,7 +421,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The folio that frame `pfn` belongs to.
     pub fn folio(&self, pfn: Pfn) -> Option<Folio<'_>> {
-        self.frames.folio(pfn, self.folios.words())
+        self.frames.folio(pfn, large_descriptor_words::<A>())
     }
 
     /// The counts of a folio, for the queries of its scheme.
@@ -425,32 +431,33 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// A folio of `order` without references; its contents are zero if `clear`.
     fn new_folio(&self, order: Order, flags: FolioFlags, mapping: Mapping, clear: bool) -> Option<Folio<'_>> {
-        let run = self.frames.alloc(order, clear)?;
-        let Some(folio) = self.frames.describe(run.pfn, order, flags, mapping, &self.folios) else {
-            self.frames.free(run.pfn, order, run.zeroed);
-            return None;
-        };
+        let records = (&self.folios, large_descriptor_words::<A>());
+        let (folio, zeroed) = self.frames.new_folio(order, clear, (flags, mapping), records, |run| {
+            if clear && run.zeroed {
+                add_to(&self.statistics.known_zero, order.pages() as i64);
+            }
+        })?;
         if A::NEEDS.region {
             self.largest.fetch_max(u64::from(order.get()), Relaxed);
         }
-        if clear {
-            let counter = if run.zeroed {
-                &self.statistics.known_zero
-            } else {
-                self.memory().zero(run.pfn, order.pages());
-                &self.statistics.cleared
-            };
-            counter.fetch_add(order.pages(), Relaxed);
+        if clear && !zeroed {
+            self.memory().zero(folio.head(), order.pages());
+            self.statistics.cleared.fetch_add(order.pages(), Relaxed);
         }
         Some(folio)
     }
 
     /// Frees a folio whose last reference is gone.
     fn free_folio(&self, folio: Folio<'_>) {
+        self.unqueue(folio);
+        self.frames.free_folios([folio], &self.folios);
+    }
+
+    /// Takes a folio that goes out of the deferred-split queue, if it is there.
+    fn unqueue(&self, folio: Folio<'_>) {
         if folio.flags().has(FolioFlags::QUEUED) {
             self.deferred.remove(&self.frames, &self.folios, folio);
         }
-        self.frames.free_folio(folio, &self.folios);
     }
 
     /// Takes the references of leaves that are about to appear. The look and the taking are two steps, so that CPUs at once may pass the limit by a batch each: the
@@ -480,6 +487,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     // --- counts ----------------------------------------------------------------------------------------------
 
+    #[inline]
     fn note(&self, folio: Folio<'_>, delta: Delta) {
         self.statistics.note(folio.is_anon(), delta);
     }
@@ -586,12 +594,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.invalidate(space.vms, flush.pages());
         }
         let (mut subs, mut deltas) = (0, [Delta::default(); 2]);
+        let mut gone = ArrayVec::<_, FREED_AT_ONCE>::new();
         flush.finish(self.memory(), self, space.table().root(), |removed| {
-            let sum = &mut deltas[usize::from(removed.folio.is_anon())];
-            let delta = self.release_uncounted(removed);
+            let (folio, leaves) = (removed.folio, removed.batch.leaves());
+            let sum = &mut deltas[usize::from(folio.is_anon())];
+            let delta = self.subtract(removed);
             (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
             subs += 1;
+            if folio.put(leaves) {
+                self.unqueue(folio);
+                gone.push(folio);
+                if gone.is_full() {
+                    self.frames.free_folios(gone.drain(..), &self.folios);
+                }
+            }
         });
+        if !gone.is_empty() {
+            self.frames.free_folios(gone.drain(..), &self.folios);
+        }
         // Every CPU adds to these: once for all that was removed.
         if subs > 0 {
             self.statistics.subs.fetch_add(subs, Relaxed);
@@ -601,14 +621,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     fn release(&self, removed: Removed<'_>) {
-        let is_anon = removed.folio.is_anon();
-        let delta = self.release_uncounted(removed);
+        let (folio, leaves) = (removed.folio, removed.batch.leaves());
+        let delta = self.subtract(removed);
         self.statistics.subs.fetch_add(1, Relaxed);
-        self.statistics.note(is_anon, delta);
+        self.note(folio, delta);
+        self.put(folio, leaves);
     }
 
-    /// [`release`](Self::release), but for the statistics.
-    fn release_uncounted(&self, removed: Removed<'_>) -> Delta {
+    /// Subtracts leaves that are gone from the counts of their folio; the caller drops the references.
+    fn subtract(&self, removed: Removed<'_>) -> Delta {
         let Removed { folio, batch, beside, dirty } = removed;
         if dirty && !folio.is_anon() {
             folio.set_flags(FolioFlags::DIRTY);
@@ -617,7 +638,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if delta.maybe_partial {
             self.defer(folio);
         }
-        self.put(folio, batch.leaves());
         delta
     }
 }
@@ -642,16 +662,19 @@ pub(crate) struct Space<'a> {
 }
 
 impl Space<'_> {
+    #[inline]
     pub(crate) fn table(&self) -> Table {
         PageTable::new(Pfn::new(self.root.load(Relaxed)))
     }
 }
 
 impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
+    #[inline]
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory().frame(table).0
     }
 
+    #[inline]
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
         lock_word(self.frames.table_lock(table))
     }

@@ -91,7 +91,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 i += entries;
             }
         }
-        cache.prune(self, 0, super::PAGES_END, &mut flush);
+        cache.prune(self, 0..super::PAGES_END, 0..super::PAGES_END, &mut flush);
         // No MMU ever walks a page cache.
         flush.finish(&NoTlb, self, cache.root(), |()| {});
         self.free_table(cache.root(), true);

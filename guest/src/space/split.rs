@@ -79,6 +79,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'_>>,
     ) -> Result<(), OpenError> {
         loop {
+            // Mostly there is none, and no lock is taken: who else would change these tables has no hold of the space.
+            let (place, _) = space.table().deepest(self, page);
+            if place.page == page {
+                return Ok(());
+            }
             let mut cursor = space.table().cursor(self, page, page + 1);
             match cursor.next() {
                 Some(part) if part.straddles() && part.page(part.range().start) < page => {

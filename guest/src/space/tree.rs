@@ -20,7 +20,7 @@ fn priority(node: Node) -> u32 {
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn vma(&self, record: Record) -> Vma<'_> {
-        Vma::new(record, self.frames.record(record, super::vma::WORDS))
+        Vma::new(record, self.frames.record_of(record))
     }
 
     fn node(&self, node: Node) -> Vma<'_> {

@@ -99,7 +99,7 @@ impl VmaFlags {
 #[derive(Clone, Copy)]
 pub struct Vma<'a> {
     pub(super) record: Record,
-    words: &'a [AtomicU64],
+    words: &'a [AtomicU64; WORDS],
 }
 
 impl fmt::Debug for Vma<'_> {
@@ -109,7 +109,7 @@ impl fmt::Debug for Vma<'_> {
 }
 
 impl<'a> Vma<'a> {
-    pub(super) fn new(record: Record, words: &'a [AtomicU64]) -> Self {
+    pub(super) fn new(record: Record, words: &'a [AtomicU64; WORDS]) -> Self {
         Self { record, words }
     }
 

@@ -148,14 +148,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let Some(root) = vm.root(view) else { return };
         // Whole tables only, though those at the edges may be empty too: they stay until the VM goes.
         let mut flush = Flush::<Removed<'_>>::new();
-        PageTable::<F>::new(root).prune(self, gfns.start, gfns.end, &mut flush);
+        PageTable::<F>::new(root).prune(self, gfns.clone(), gfns, &mut flush);
         self.finish_stage2(vm, view, root, &mut flush);
     }
 
     /// Frees all tables below a root without leaves.
     pub(super) fn prune_stage2<F: Format>(&self, root: Pfn) {
         let mut flush = Flush::<Removed<'_>>::new();
-        PageTable::<F>::new(root).prune(self, 0, F::ROOT.table_pages(), &mut flush);
+        PageTable::<F>::new(root).prune(self, 0..F::ROOT.table_pages(), 0..F::ROOT.table_pages(), &mut flush);
         flush.finish(&Stage2Tlb(self.memory()), self, root, |removed| self.uncount_stage2(removed));
     }
 }
