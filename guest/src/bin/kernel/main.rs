@@ -9,6 +9,7 @@
 //! paging       the kernel's own upper half; the identity map goes
 //! ring         a loop timed at both rings; the manager's ring is chosen
 //! machine      frames, flushes and the touch program, as the manager sees them
+//! nested       guests of this kernel, where the CPU has VMX or SVM
 //! ```
 //!
 //! Everything above the machine is the library `quire`; this bin adds what touches hardware.
@@ -26,6 +27,7 @@ mod floor;
 mod machine;
 mod manager;
 mod mem;
+mod nested;
 mod paging;
 mod panic;
 mod replay;
