@@ -22,3 +22,7 @@ pub const FAULT_TICKS: usize = 8;
 pub const TIMED_HYPERCALLS: usize = 9;
 /// TSC ticks that they took.
 pub const HYPERCALL_TICKS: usize = 10;
+/// Exits of the guest that has the library inside, because the second level did not allow an access.
+pub const INSIDE_VIOLATIONS: usize = 11;
+/// Its hypercalls.
+pub const INSIDE_HYPERCALLS: usize = 12;

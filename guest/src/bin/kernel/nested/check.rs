@@ -8,16 +8,21 @@ use quire::abi::{BootInfo, checksum, flags, nested as words};
 use quire::addr::{Level, Order, PAGE_SHIFT, Pfn};
 use quire::format::{Attrs, Format, Leaf};
 use quire::mapcount::Total;
+use quire::memory::Memory;
 use quire::page_table::Tables;
 use quire::space::{Access, Manager, Policy};
 
-use super::guest::{ALL, Guest, PAGES, PROGRAM, WINDOW};
-use super::program::{COME_BACK, Command};
-use super::{Exit, Nested, Svm, Vmx};
+use super::guest::{ALL, Guest, OWN_TABLES, PAGES};
+use super::program::{self, COME_BACK, Command};
+use super::{Exit, Nested, Svm, Vmx, vm};
 use crate::cpu;
 use crate::machine::Machine;
 use crate::results::Results;
 
+/// The guest-physical page of the program.
+const PROGRAM: u64 = 1;
+/// Where guest-physical page 0 appears to the guest, in pages: all of its memory is mapped there.
+const WINDOW: u64 = 0x40_0000;
 /// Guest-physical pages that are mapped one by one, and those behind them by leaves of 2 MiB.
 const SMALL: u64 = 512;
 const LARGE: u64 = 1024;
@@ -55,8 +60,7 @@ fn on<'a, N: Nested<'a>>(machine: &'a Machine, boot: &BootInfo, results: &Result
         .map_err(|_| "too few frames for a manager")?;
     let nested = N::new(machine, first)?;
     let abilities = nested.abilities();
-    let guest = Guest::new(machine, &manager, nested, memory)?;
-    let mut checks = Checks { guest };
+    let mut checks = Checks::new(machine, &manager, nested, memory)?;
     if boot.has(flags::STALE) {
         checks.guest.forget_a_flush();
         checks.load(SMALL, 1)?;
@@ -92,17 +96,43 @@ fn on<'a, N: Nested<'a>>(machine: &'a Machine, boot: &BootInfo, results: &Result
     ] {
         results.general(word).store(value, Relaxed);
     }
-    Ok(())
+    let nested = checks.guest.end();
+    if !manager.trim() {
+        return Err("a guest's end leaves tables behind");
+    }
+    machine.zero(memory, PAGES);
+    let counts = vm::check(machine, &manager, nested, memory)?;
+    results.general(words::INSIDE_VIOLATIONS).store(counts.violations, Relaxed);
+    results.general(words::INSIDE_HYPERCALLS).store(counts.hypercalls, Relaxed);
+    if manager.trim() { Ok(()) } else { Err("a guest's end leaves tables behind") }
 }
 
 struct Checks<'a, 't, N: Nested<'a>, T> {
     guest: Guest<'a, 't, N, T>,
 }
 
-impl<'a, N: Nested<'a>, T: Tables> Checks<'a, '_, N, T> {
-    /// Runs a command until something stops it. Missing leaves are made: small ones, and large ones in the large part.
+impl<'a, 't, N: Nested<'a>, T: Tables> Checks<'a, 't, N, T> {
+    /// A guest with the program, which waits for a command.
+    fn new(machine: &'a Machine, tables: &'t T, nested: N, memory: Pfn) -> Result<Self, &'static str> {
+        let mut guest = Guest::new(machine, tables, nested, memory)?;
+        guest.map_own(WINDOW, Pfn::new(0), PAGES, ALL.or(Attrs::ACCESSED_DIRTY))?;
+        for (word, bytes) in machine.frame(guest.frame(PROGRAM)).0.iter().zip(program::bytes().chunks(8)) {
+            let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            word.store(value, Relaxed);
+        }
+        guest.registers().r8[7] = N::KIND - 1;
+        Ok(Self { guest })
+    }
+
+    /// Runs a command until something stops it, at guest-physical `page` and `count - 1` pages behind it. Missing leaves are made: small ones, and large ones in the large part.
     fn run(&mut self, command: Command, page: u64, count: u64, value: u64) -> Result<Exit, &'static str> {
-        self.guest.order(command, page, count, value);
+        let registers = self.guest.registers();
+        registers.rip = (WINDOW + PROGRAM) << PAGE_SHIFT;
+        registers.rax = command as u64;
+        registers.rdi = (WINDOW + page) << PAGE_SHIFT;
+        registers.rcx = count;
+        registers.rsi = 1 << PAGE_SHIFT;
+        registers.rdx = value;
         self.guest.run(|guest, address| {
             let page = address >> PAGE_SHIFT;
             if page >= PAGES {
@@ -116,7 +146,7 @@ impl<'a, N: Nested<'a>, T: Tables> Checks<'a, '_, N, T> {
 
     fn expect(&mut self, command: Command, page: u64, count: u64, value: u64) -> Result<u64, &'static str> {
         match self.run(command, page, count, value)? {
-            Exit::Hypercall => Ok(self.guest.answer()),
+            Exit::Hypercall => Ok(self.guest.registers().rbx),
             _ => Err("a command did not end in its hypercall"),
         }
     }
@@ -231,7 +261,7 @@ impl<'a, N: Nested<'a>, T: Tables> Checks<'a, '_, N, T> {
             }
         }
         // The MMU's walks of the guest's tables count as stores.
-        let root = self.guest.leaf(2).ok_or("the guest's root is not mapped")?;
+        let root = self.guest.leaf(OWN_TABLES.start).ok_or("the guest's root is not mapped")?;
         if root.1.attrs.has(Attrs::ACCESSED_DIRTY) { Ok(()) } else { Err("a walk does not set dirty") }
     }
 

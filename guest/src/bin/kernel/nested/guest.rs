@@ -5,23 +5,18 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{ENTRIES, Level, PAGE_SHIFT, Pfn};
-use quire::format::{Attrs, Leaf, LongMode};
+use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::memory::Memory;
 use quire::page_table::{Flush, PageTable, Tables};
 use quire::sync::{WordGuard, lock_word};
 
-use super::program::{self, Command};
-use super::{Exit, Nested, Registers};
+use super::{Exit, Nested, RFLAGS, Registers};
 use crate::machine::Machine;
 
 /// Pages of a guest's memory: 8 MiB, behind each other in ours, aligned to 2 MiB.
 pub const PAGES: u64 = 2048;
-/// The guest-physical page of the program.
-pub const PROGRAM: u64 = 1;
-/// Guest-physical pages for the guest's own tables.
-const OWN_TABLES: core::ops::Range<u64> = 2..64;
-/// Where guest-physical page 0 appears to the guest, in pages: all of its memory is mapped there.
-pub const WINDOW: u64 = 0x40_0000;
+/// Guest-physical pages for the guest's own tables; the root is the first.
+pub const OWN_TABLES: core::ops::Range<u64> = 2..64;
 
 /// What a guest's memory allows unless somebody says otherwise. Accessed and dirty are the MMU's to set.
 pub const ALL: Attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::EXEC);
@@ -84,8 +79,8 @@ pub struct Guest<'a, 't, N: Nested<'a>, T> {
 }
 
 impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
-    /// A guest whose memory is the [`PAGES`] frames from `memory` on, which must be free and zero. Its program waits for a command; nothing
-    /// is mapped for it yet.
+    /// A guest whose memory is the [`PAGES`] frames from `memory` on, which must be free and zero. Nothing is mapped for it yet, on
+    /// either level.
     ///
     /// # Errors
     /// When frames run out.
@@ -94,30 +89,46 @@ impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
         let own = OwnTables { machine, memory, next: Cell::new(OWN_TABLES.start), lock: AtomicU64::new(0) };
         let own_root = PageTable::new(own.alloc_table().ok_or(FULL)?);
         let second = PageTable::new(tables.alloc_table().ok_or(FULL)?);
-        let words = machine.frame(memory.add(PROGRAM));
-        for (word, bytes) in words.0.iter().zip(program::bytes().chunks(8)) {
-            let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            word.store(value, Relaxed);
-        }
-        let rip = (WINDOW + PROGRAM) << PAGE_SHIFT;
-        let registers = program::start(rip, own_root.root().address(), N::KIND);
-        let guest =
-            Self { machine, tables, nested, memory, second, own, own_root, registers, counts: Counts::default() };
-        for page in (0..PAGES).step_by(ENTRIES) {
-            guest.map_own(WINDOW + page, Pfn::new(page), ENTRIES, ALL.or(Attrs::ACCESSED_DIRTY))?;
-        }
-        Ok(guest)
+        let registers = Registers { rflags: RFLAGS, cr3: own_root.root().address(), ..Registers::default() };
+        Ok(Self { machine, tables, nested, memory, second, own, own_root, registers, counts: Counts::default() })
     }
 
-    /// Maps `pages` pages of the guest's addresses from page `first` on, within one table, to guest-physical `frame` and on.
+    /// Takes everything from the guest: its second level is gone, and its memory may be used for something else.
+    pub fn end(self) -> N {
+        let pages = <N::Format as Format>::ROOT.table_pages();
+        let mut flush = Flush::<()>::new();
+        self.nested.owe();
+        let mut cursor = self.second.cursor(self.tables, 0, pages);
+        while let Some(part) = cursor.next() {
+            let entries = part.range();
+            part.clear(entries.start, entries.len());
+        }
+        flush.add_pages(0, pages);
+        self.second.prune(self.tables, 0, pages, &mut flush);
+        self.finish(&mut flush);
+        self.tables.free_table(self.second.root(), true);
+        self.nested
+    }
+
+    /// Maps `pages` pages of the guest's addresses from page `first` on to guest-physical `frame` and on.
     ///
     /// # Errors
     /// When the guest's own tables are full.
-    pub fn map_own(&self, first: u64, frame: Pfn, pages: usize, attrs: Attrs) -> Result<(), &'static str> {
-        let mut cursor = self.own_root.cursor(&self.own, first, first + pages as u64);
-        let part = cursor.open(Level::ONE).map_err(|_| "the guest's own tables are full")?;
-        part.install(part.index(first), pages, Leaf { pfn: frame, attrs });
+    pub fn map_own(&self, first: u64, frame: Pfn, pages: u64, attrs: Attrs) -> Result<(), &'static str> {
+        let mut cursor = self.own_root.cursor(&self.own, first, first + pages);
+        let mut done = 0;
+        while done < pages {
+            let part = cursor.open(Level::ONE).map_err(|_| "the guest's own tables are full")?;
+            let entries = part.range();
+            part.install(entries.start, entries.len(), Leaf { pfn: frame.add(done), attrs });
+            done += entries.len() as u64;
+        }
         Ok(())
+    }
+
+    /// The guest's registers.
+    pub fn registers(&mut self) -> &mut Registers {
+        &mut self.registers
     }
 
     /// Word 0 of guest-physical `page`, as we see it.
@@ -201,8 +212,10 @@ impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
     pub fn collapse(&self, page: u64, level: Level) -> bool {
         let mut flush = Flush::<()>::new();
         let first = page & !(level.entry_pages() - 1);
-        self.nested.owe();
         let done = self.second.cursor(self.tables, first, first + level.entry_pages()).collapse(level, &mut flush);
+        if done.is_some() {
+            self.nested.owe();
+        }
         self.finish(&mut flush);
         done.is_some()
     }
@@ -226,7 +239,6 @@ impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
     }
 
     fn finish(&self, flush: &mut Flush<()>) {
-        self.nested.flush(self.second.root(), quire::memory::FlushScope::Space);
         flush.finish(&self.nested, self.tables, self.second.root(), |()| {});
     }
 
@@ -260,21 +272,5 @@ impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
                 _ => return Ok(exit),
             }
         }
-    }
-
-    /// Gives the program its next command: at guest-physical `page` and `count - 1` pages behind it.
-    pub fn order(&mut self, command: Command, page: u64, count: u64, value: u64) {
-        let registers = &mut self.registers;
-        registers.rip = (WINDOW + PROGRAM) << PAGE_SHIFT;
-        registers.rax = command as u64;
-        registers.rdi = (WINDOW + page) << PAGE_SHIFT;
-        registers.rcx = count;
-        registers.rsi = 1 << PAGE_SHIFT;
-        registers.rdx = value;
-    }
-
-    /// What the program left in RBX.
-    pub fn answer(&self) -> u64 {
-        self.registers.rbx
     }
 }

@@ -15,6 +15,7 @@ pub mod check;
 mod guest;
 mod program;
 mod svm;
+pub mod vm;
 mod vmx;
 
 use core::cell::Cell;

@@ -1,9 +1,8 @@
-//! The program that a guest runs in the checks: position-independent, without a stack, one command for each hypercall.
+//! The program that a guest runs in the checks: position-independent, without a stack, one command for each hypercall. R15 says how that is
+//! made: 0 for `vmcall`, 1 for `vmmcall`.
 #![expect(unsafe_code, reason = "names the program's bytes")]
 
 use core::arch::global_asm;
-
-use super::Registers;
 
 /// What the program does before its next hypercall. The number goes to RAX, and comes back in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +87,4 @@ pub fn bytes() -> &'static [u8] {
     let (first, end) = (&raw const guest_program, &raw const guest_program_end);
     // SAFETY: both are symbols of the assembly above, and what lies between is read-only.
     unsafe { core::slice::from_raw_parts(first, end.addr() - first.addr()) }
-}
-
-/// Registers for the program's first command, with the program at `rip`. `kind` is that of the CPU's [way](super::Nested::KIND).
-pub fn start(rip: u64, cr3: u64, kind: u64) -> Registers {
-    let mut registers = Registers { rip, cr3, rflags: super::RFLAGS, ..Registers::default() };
-    registers.r8[7] = kind - 1;
-    registers
 }
