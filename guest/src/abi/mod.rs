@@ -19,6 +19,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod nested;
 mod placement;
 pub mod replay;
 pub mod results;

@@ -1,0 +1,129 @@
+//! A tenant VM: a guest that runs the library [inside](crate::inside), on frames that its second level gives it on demand.
+#![expect(unsafe_code, reason = "the bounds of the image")]
+
+use core::str;
+use core::sync::atomic::Ordering::Relaxed;
+
+use quire::abi::{ALIAS_BASE, KERNEL_BASE};
+use quire::addr::{Level, PAGE_SHIFT, Pfn};
+use quire::format::Attrs;
+use quire::memory::Memory;
+use quire::page_table::Tables;
+
+use super::guest::{ALL, Counts, Guest, OWN_TABLES, PAGES};
+use super::{Exit, Nested};
+use crate::inside::{self, STACK, board, call};
+use crate::log;
+use crate::machine::Machine;
+
+/// The guest-physical page that the image's physical page 0 would be at: far above the guest's memory.
+const IMAGE: u64 = 1 << 18;
+/// Guest-physical pages of the library inside; the first half is mapped by small leaves, the second by large ones.
+const FRAMES: core::ops::Range<u64> = 512..PAGES;
+const LARGE: u64 = 1024;
+
+unsafe extern "C" {
+    static text_start: u8;
+    static data_start: u8;
+    static data_end: u8;
+}
+
+/// The page number of an address, as tables of four levels have it.
+const fn page_of(address: u64) -> u64 {
+    address << 16 >> (16 + PAGE_SHIFT)
+}
+
+/// Text in the part of the image that is never written, by what a guest says of it.
+fn text(address: u64, length: u64) -> &'static str {
+    let (first, end) = ((&raw const text_start).addr() as u64, (&raw const data_start).addr() as u64);
+    if address < first || length > end - first || address > end - length {
+        return "(no text)";
+    }
+    let at = core::ptr::with_exposed_provenance::<u8>(address as usize);
+    // SAFETY: inside code and constants of this image, which live for ever and do not change.
+    str::from_utf8(unsafe { core::slice::from_raw_parts(at, length as usize) }).unwrap_or("(no text)")
+}
+
+/// Runs the library in a guest whose memory is at `memory`, free and zero, and gives the guest up.
+///
+/// # Errors
+/// The first thing that was wrong, inside or here.
+pub fn check<'a, N: Nested<'a>, T: Tables>(
+    machine: &'a Machine,
+    tables: &T,
+    nested: N,
+    memory: Pfn,
+) -> Result<Counts, &'static str> {
+    let mut guest = Guest::new(machine, tables, nested, memory)?;
+    let (image, end) = ((&raw const text_start).addr() as u64, (&raw const data_end).addr() as u64);
+    let image_frame = |page: u64| page - page_of(KERNEL_BASE);
+    let preset = Attrs::ACCESSED_DIRTY;
+    let (first, pages) = (page_of(image), page_of(end) - page_of(image));
+    guest.map_own(first, Pfn::new(IMAGE + image_frame(first)), pages, ALL.without(Attrs::WRITE).or(preset))?;
+    guest.map_own(page_of(ALIAS_BASE), Pfn::new(0), PAGES, ALL.without(Attrs::EXEC).or(preset))?;
+    let on_board = &machine.frame(guest.frame(board::PAGE)).0;
+    for (word, value) in [
+        (board::KIND, N::KIND),
+        (board::FIRST, FRAMES.start),
+        (board::COUNT, FRAMES.end - FRAMES.start),
+        (board::ROOT, OWN_TABLES.start),
+    ] {
+        on_board[word].store(value, Relaxed);
+    }
+    let registers = guest.registers();
+    registers.rip = inside::start as *const () as u64;
+    // As if it had been called.
+    registers.rsp = ALIAS_BASE + (STACK.end << PAGE_SHIFT) - 8;
+
+    let image_frames = image_frame(first)..image_frame(first) + pages;
+    let mut stored = 0;
+    loop {
+        let exit = guest.run(|guest, address| {
+            let page = address >> PAGE_SHIFT;
+            if page < PAGES {
+                let level = if page < LARGE { Level::ONE } else { Level::TWO };
+                let first = page & !(level.entry_pages() - 1);
+                return guest.map(first, level, guest.frame(first), ALL);
+            }
+            match page.checked_sub(IMAGE).filter(|frame| image_frames.contains(frame)) {
+                // The image is nobody's folio, and nobody's to write.
+                Some(frame) => {
+                    let attrs = ALL.without(Attrs::WRITE).or(Attrs::UNTRACKED);
+                    guest.map(page, Level::ONE, Pfn::new(frame), attrs)
+                }
+                None => Err("the guest has left its memory"),
+            }
+        })?;
+        let registers = *guest.registers();
+        match (exit, registers.rax) {
+            (Exit::Hypercall, call::STORED) => {
+                let (frame, value) = (registers.rsi, registers.rdx);
+                if !FRAMES.contains(&frame) || guest.word(frame).load(Relaxed) != value {
+                    return Err("what the guest stored is not there");
+                }
+                stored += 1;
+            }
+            (Exit::Hypercall, call::DONE) if registers.rdi == 0 => break,
+            (Exit::Hypercall, call::DONE) => return Err(text(registers.rsi, registers.rdx)),
+            (Exit::Hypercall, call::PANIC) => {
+                log!("guest: panic at {}:{}", text(registers.rsi, registers.rdx), registers.rdi);
+                return Err("the guest panicked");
+            }
+            (Exit::Exception { vector, error, address }, _) => {
+                log!("guest: exception {vector}, error {error:#x}, address {address:#x}, rip {:#x}", registers.rip);
+                return Err("the guest has an exception");
+            }
+            (other, _) => {
+                log!("guest: {other:?} at rip {:#x}", registers.rip);
+                return Err("the guest does what it should not");
+            }
+        }
+    }
+    let counts = guest.counts();
+    // Everything but the end was a page that was stored to.
+    if stored + 1 != counts.hypercalls {
+        return Err("a hypercall was lost");
+    }
+    guest.end();
+    Ok(counts)
+}
