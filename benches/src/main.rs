@@ -3,8 +3,10 @@
 //! Clearing and copying frames is left out on both sides, and nobody walks the tables. Floor, schemes and peers take turns within every repetition;
 //! medians and quartiles are shown, and `total` twice, as a measure of the noise. `quire-benches instructions` counts instructions instead.
 
+mod emulator;
 mod golden;
 mod library;
+mod linux;
 mod machine;
 mod operation;
 mod peers;
@@ -22,6 +24,13 @@ fn main() -> ExitCode {
     let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["library"] => false,
         ["library", "--json"] => true,
+        ["linux"] => {
+            match linux::Linux::measure() {
+                Ok(linux) => println!("{linux:#?}"),
+                Err(failure) => println!("{failure}"),
+            }
+            return ExitCode::SUCCESS;
+        }
         ["instructions"] => return golden::run(false),
         ["instructions", "--update"] => return golden::run(true),
         ["operation", op, order, level, scheme] => {

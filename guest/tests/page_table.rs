@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{ENTRIES, Level, Order, Pfn};
-use quire::format::{Attrs, Entry, Format, Leaf, LongMode};
+use quire::format::{Attrs, Entry, Ept, Format, Leaf, Levels5, LongMode, Npt};
 use quire::mapcount::Total;
 use quire::memory::{FlushScope, Memory, Tlb};
 use quire::model::EmulatedMemory;
@@ -39,13 +39,13 @@ impl Heap {
             flushes: RefCell::default(),
         }
     }
-    fn table(&self) -> PageTable<LongMode> {
+    fn table<F: Format>(&self) -> PageTable<F> {
         PageTable::new(self.alloc_table().unwrap())
     }
     fn in_use(&self) -> u64 {
         self.next.get() - 1 - self.freed.borrow().len() as u64
     }
-    fn finish(&self, table: PageTable<LongMode>, flush: &mut Flush<()>) {
+    fn finish<F: Format>(&self, table: PageTable<F>, flush: &mut Flush<()>) {
         flush.finish(self, self, table.root(), |()| {});
     }
 }
@@ -85,15 +85,55 @@ impl Tlb for Heap {
     }
 }
 
+/// Pages of the lower half of what tables of `F` span.
+fn end<F: Format>() -> u64 {
+    F::ROOT.table_pages() / 2
+}
+
+/// Levels above those of a table of four.
+fn above<F: Format>() -> u64 {
+    u64::from(F::ROOT.get()) - 4
+}
+
+/// A test for each of these, in every format and depth.
+macro_rules! in_every_format {
+    ($($test:ident),* $(,)?) => {
+        mod in_every_format {
+            use super::{Ept, Levels5, LongMode, Npt};
+            $(
+                #[test]
+                fn $test() {
+                    super::$test::<LongMode>();
+                    super::$test::<Ept>();
+                    super::$test::<Npt>();
+                    super::$test::<Levels5<LongMode>>();
+                    super::$test::<Levels5<Ept>>();
+                    super::$test::<Levels5<Npt>>();
+                }
+            )*
+        }
+    };
+}
+
+in_every_format!(
+    open_makes_the_tables_on_the_way_and_next_finds_what_is_there,
+    open_is_refused_below_a_leaf_and_out_of_frames,
+    a_leaf_across_an_edge_comes_alone_and_straddles,
+    a_split_keeps_frames_and_rights_and_a_collapse_undoes_it,
+    prune_takes_only_tables_within_the_range,
+    frozen_leaves_are_absent_but_held,
+    attributes_change_alone_and_in_runs,
+    a_run_is_as_long_as_its_entries_say,
+);
+
 fn leaf(pfn: u64) -> Leaf {
     Leaf { pfn: Pfn::new(pfn), attrs: Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED_DIRTY) }
 }
 
-#[test]
-fn open_makes_the_tables_on_the_way_and_next_finds_what_is_there() {
+fn open_makes_the_tables_on_the_way_and_next_finds_what_is_there<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
-    for (page, level) in [(0, 1), (511, 1), (512, 2), (BASE, 3), ((1 << 35) - 1, 1)] {
+    let table = heap.table::<F>();
+    for (page, level) in [(0, 1), (511, 1), (512, 2), (BASE, 3), (end::<F>() - 1, 1)] {
         let level = Level::new(level);
         let page = page & !(level.entry_pages() - 1);
         let part = table.cursor(&heap, page, page + level.entry_pages()).open(level).unwrap();
@@ -104,10 +144,10 @@ fn open_makes_the_tables_on_the_way_and_next_finds_what_is_there() {
         assert_eq!((place.page, place.level, found), (page, level, leaf(1 << 20)));
     }
     let mut seen = Vec::new();
-    table.for_each_leaf(&heap, 1 << 35, &mut |place, _| seen.push((place.page, place.level.get())));
+    table.for_each_leaf(&heap, end::<F>(), &mut |place, _| seen.push((place.page, place.level.get())));
     seen.sort_unstable();
-    assert_eq!(seen, [(0, 1), (511, 1), (512, 2), (BASE, 3), ((1 << 35) - 1, 1)]);
-    let mut cursor = table.cursor(&heap, 0, 1 << 35);
+    assert_eq!(seen, [(0, 1), (511, 1), (512, 2), (BASE, 3), (end::<F>() - 1, 1)]);
+    let mut cursor = table.cursor(&heap, 0, end::<F>());
     let mut at = 0;
     while let Some(part) = cursor.next() {
         let range = part.range();
@@ -116,23 +156,21 @@ fn open_makes_the_tables_on_the_way_and_next_finds_what_is_there() {
         assert!(range.clone().all(|i| !matches!(part.entry(i), Entry::Table(_))));
         at = part.page(range.end);
     }
-    assert_eq!(at, 1 << 35);
+    assert_eq!(at, end::<F>());
 }
 
-#[test]
-fn open_is_refused_below_a_leaf_and_out_of_frames() {
+fn open_is_refused_below_a_leaf_and_out_of_frames<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
+    let table = heap.table::<F>();
     table.cursor(&heap, 512, 1024).open(Level::TWO).unwrap().install(1, 1, leaf(512));
     assert_eq!(table.cursor(&heap, 600, 601).open(Level::ONE).unwrap_err(), OpenError::InTheWay);
     heap.limit.set(heap.next.get() + 1);
     assert_eq!(table.cursor(&heap, BASE, BASE + 1).open(Level::ONE).unwrap_err(), OpenError::OutOfFrames);
 }
 
-#[test]
-fn a_leaf_across_an_edge_comes_alone_and_straddles() {
+fn a_leaf_across_an_edge_comes_alone_and_straddles<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
+    let table = heap.table::<F>();
     table.cursor(&heap, 0, 4 * 512).open(Level::TWO).unwrap().install(0, 4, leaf(0));
     for (first, end) in [(0, 2047), (1, 2048), (511, 513), (700, 701), (1024, 1535)] {
         let mut cursor = table.cursor(&heap, first, end);
@@ -150,10 +188,9 @@ fn a_leaf_across_an_edge_comes_alone_and_straddles() {
     }
 }
 
-#[test]
-fn a_split_keeps_frames_and_rights_and_a_collapse_undoes_it() {
+fn a_split_keeps_frames_and_rights_and_a_collapse_undoes_it<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
+    let table = heap.table::<F>();
     let mut flush = Flush::new();
     let big = Leaf {
         pfn: Pfn::new(1 << 18),
@@ -192,25 +229,25 @@ fn a_split_keeps_frames_and_rights_and_a_collapse_undoes_it() {
     assert_eq!(heap.in_use(), tables - 2);
 }
 
-#[test]
-fn prune_takes_only_tables_within_the_range() {
+fn prune_takes_only_tables_within_the_range<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
+    let table = heap.table::<F>();
     let pages = [0, 512, 1024, BASE, 512 * BASE];
     for page in pages {
         drop(table.cursor(&heap, page, page + 1).open(Level::ONE).unwrap());
     }
-    // Root, 2 of level 3, 3 of level 2, 5 of level 1.
-    assert_eq!((heap.in_use(), table.nr_tables(&heap, 1 << 35)), (11, 11));
+    // Root, perhaps 1 of level 4, 2 of level 3, 3 of level 2, 5 of level 1.
+    let upper = above::<F>();
+    assert_eq!((heap.in_use(), table.nr_tables(&heap, end::<F>())), (11 + upper, 11 + upper));
     let mut flush = Flush::new();
     table.prune(&heap, 1, 1024, &mut flush);
     heap.finish(table, &mut flush);
-    assert_eq!(heap.in_use(), 10, "the table of pages 512..1024");
+    assert_eq!(heap.in_use(), 10 + upper, "the table of pages 512..1024");
     assert_eq!(*heap.flushes.borrow(), [FlushScope::Space], "paging-structure caches");
     table.prune(&heap, 0, BASE, &mut flush);
     heap.finish(table, &mut flush);
-    assert_eq!(heap.in_use(), 7);
-    table.prune(&heap, 0, 1 << 35, &mut flush);
+    assert_eq!(heap.in_use(), 7 + upper);
+    table.prune(&heap, 0, end::<F>(), &mut flush);
     heap.finish(table, &mut flush);
     assert_eq!(heap.in_use(), 1, "the root stays");
 }
@@ -251,10 +288,9 @@ fn what_was_removed_is_released_behind_the_flush() {
     assert_eq!(heap.flushes.borrow()[1], FlushScope::Space);
 }
 
-#[test]
-fn frozen_leaves_are_absent_but_held() {
+fn frozen_leaves_are_absent_but_held<F: Format>() {
     let heap = Heap::new();
-    let table = heap.table();
+    let table = heap.table::<F>();
     let part = table.cursor(&heap, 0, 512).open(Level::ONE).unwrap();
     let clean = Leaf { attrs: Attrs::USER.or(Attrs::WRITE).or(Attrs::EXCLUSIVE), ..leaf(40) };
     part.install(3, 4, clean);
@@ -270,6 +306,25 @@ fn frozen_leaves_are_absent_but_held() {
     part.freeze(3, 1);
     assert_eq!(part.clear(3, 1), clean.attrs);
     assert!(part.is_absent(3));
+}
+
+/// Every attribute is taken and given on its own, on settled leaves and on others, by ones and by runs; a leaf that allows nothing
+/// remembers what it will allow again.
+fn attributes_change_alone_and_in_runs<F: Format>() {
+    let heap = Heap::new();
+    let table = heap.table::<F>();
+    for attrs in Attrs::all_subsets() {
+        for (remove, add) in Attrs::all_subsets().flat_map(|a| [(a, Attrs::NONE), (Attrs::NONE, a)]) {
+            let part = table.cursor(&heap, 0, 512).open(Level::ONE).unwrap();
+            part.install(5, 11, Leaf { attrs, ..leaf(40) });
+            part.change(6, 9, remove, add);
+            for i in 5..16 {
+                let expected = if (6..15).contains(&i) { attrs.without(remove).or(add) } else { attrs };
+                assert_eq!(part.leaf(i), Some(Leaf { pfn: Pfn::new(35 + i as u64), attrs: expected }));
+            }
+            part.clear(5, 11);
+        }
+    }
 }
 
 // --- through the manager ---------------------------------------------------------------------------------------
@@ -349,32 +404,39 @@ fn leaves_of_one_gib() {
 
 type Change = fn(u64) -> u64;
 
+/// The leaf that `raw` is, frozen or not.
+fn held<F: Format>(raw: u64) -> Leaf {
+    match F::decode(F::thaw(raw).unwrap_or(raw), Level::ONE) {
+        Entry::Leaf(leaf) => leaf,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Runs are looked at several entries at a time: one that is unlike the others, wherever it stands, must be seen.
-#[test]
-fn a_run_is_as_long_as_its_entries_say() {
+fn a_run_is_as_long_as_its_entries_say<F: Format>() {
     const ENTRY: u64 = 1 << 12;
-    let step = LongMode::leaf_step(Level::ONE);
+    let step = F::leaf_step(Level::ONE);
     let (heap, child) = (Heap::new(), Heap::new());
-    let (table, copy) = (heap.table(), child.table());
+    let (table, copy) = (heap.table::<F>(), child.table::<F>());
     let settled = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED_DIRTY);
     for (i, n, odd) in (0..3).flat_map(|i| (1..40).flat_map(move |n| (0..=n).map(move |odd| (i, n, odd)))) {
         // Not accessed; other rights; not consecutive; frozen; absent.
         let unlike: [(Change, bool, bool); 5] = [
-            (|raw| raw & !LongMode::set_bits(Attrs::ACCESSED), true, false),
-            (|raw| raw & !LongMode::set_bits(Attrs::WRITE) | LongMode::set_bits(Attrs::EXCLUSIVE), true, false),
+            (|raw| raw & !F::set_bits(Attrs::ACCESSED), true, false),
+            (|raw| raw & !F::set_bits(Attrs::WRITE) | F::set_bits(Attrs::EXCLUSIVE), true, false),
             (|raw| raw + ENTRY, false, true),
-            (LongMode::freeze, false, true),
+            (F::freeze, false, true),
             (|_| 0, false, false),
         ];
         for (unlike, same_run, counted) in unlike {
-            let fill = |heap: &Heap, table: PageTable<LongMode>| {
+            let fill = |heap: &Heap, table: PageTable<F>| {
                 let part = table.cursor(heap, 0, 512).open(Level::ONE).unwrap();
                 part.install(i, n, Leaf { pfn: Pfn::new(0x1000), attrs: settled });
                 let entries = heap.entries(part.table());
                 (0..n).for_each(|k| {
                     assert_eq!(
                         entries[i + k].load(Relaxed),
-                        LongMode::leaf(Leaf { pfn: Pfn::new(0x1000), attrs: settled }, Level::ONE) + step * k as u64
+                        F::leaf(Leaf { pfn: Pfn::new(0x1000), attrs: settled }, Level::ONE) + step * k as u64
                     );
                 });
                 if odd < n {
@@ -399,7 +461,7 @@ fn a_run_is_as_long_as_its_entries_say() {
 
             let to = copy.cursor(&child, 0, 512).open(Level::ONE).unwrap();
             part.copy_to(i, run, &to, Attrs::WRITE);
-            let write = LongMode::set_bits(Attrs::WRITE);
+            let write = F::set_bits(Attrs::WRITE);
             for k in 0..ENTRIES {
                 let copied = (i..i + expected).contains(&k);
                 let after = if copied { before[k] & !write } else { before[k] };
@@ -410,10 +472,8 @@ fn a_run_is_as_long_as_its_entries_say() {
 
             let union = before[i..i + expected]
                 .iter()
-                .filter_map(|&raw| match LongMode::decode(LongMode::thaw(raw).unwrap_or(raw), Level::ONE) {
-                    Entry::Leaf(leaf) => Some(leaf.attrs),
-                    _ => None,
-                })
+                .filter(|&&raw| raw != 0)
+                .map(|&raw| held::<F>(raw).attrs)
                 .fold(Attrs::NONE, Attrs::or);
             assert_eq!(part.take_run(i, n), (expected, union), "{i} {n} {odd}");
             for k in 0..ENTRIES {
@@ -421,10 +481,14 @@ fn a_run_is_as_long_as_its_entries_say() {
                 assert_eq!(entries[k].load(Relaxed), if taken { 0 } else { before[k] });
                 entries[k].store(before[k], Relaxed);
             }
-            part.change(i, n, Attrs::WRITE, Attrs::EXEC);
-            for k in i..i + n {
-                let nx = 1 << 63;
-                assert_eq!(entries[k].load(Relaxed), before[k] & !write & !nx);
+            if same_run || counted {
+                part.change(i, n, Attrs::WRITE, Attrs::EXEC);
+                for (k, raw) in (i..i + n).zip(&before[i..]) {
+                    let was = held::<F>(*raw);
+                    let attrs = was.attrs.without(Attrs::WRITE).or(Attrs::EXEC);
+                    assert_eq!(part.held(k), Some(Leaf { attrs, ..was }));
+                    assert_eq!(part.is_frozen(k), F::thaw(*raw).is_some());
+                }
             }
             for words in [entries, child.entries(to.table())] {
                 words.iter().for_each(|word| word.store(0, Relaxed));

@@ -1,13 +1,12 @@
 //! From an ELF image to a CPU about to run its first instruction.
 
-use std::io::Cursor;
-
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::elf::Elf64_Ehdr;
 use linux_loader::loader::{Elf, KernelLoader};
 use quire::abi::{BOOT_INFO_GPA, BootInfo, KERNEL_END, KERNEL_GPA, OP_WORDS, StartTables, boot};
 
 use crate::error::Error;
+use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::Memory;
 
@@ -20,7 +19,7 @@ pub struct Loaded {
     pub end: u64,
 }
 
-/// Copies the ELF image's segments to their physical addresses.
+/// Puts the ELF image's segments at their physical addresses.
 ///
 /// # Errors
 /// When it is no ELF, or not where a kernel of ours is.
@@ -28,7 +27,8 @@ pub fn load(memory: &Memory, image: &[u8]) -> Result<Loaded, Error> {
     if image.len() < size_of::<Elf64_Ehdr>() {
         return Err(Error::Image(format!("{} bytes are too few for an ELF header", image.len())));
     }
-    let loaded = Elf::load(memory.view(), None, &mut Cursor::new(image), None)
+    let mut file = if memory.is_fresh() { Image::mapped(image) } else { Image::copied(image) };
+    let loaded = Elf::load(memory.view(), None, &mut file, None)
         .map_err(|error| Error::Image(format!("no ELF that can be loaded: {error}")))?;
     let (entry, end) = (loaded.kernel_load.0, loaded.kernel_end);
     if !(KERNEL_GPA..end).contains(&entry) || end > KERNEL_END {

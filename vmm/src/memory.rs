@@ -52,6 +52,7 @@ pub struct Memory {
     // Dropped before the mapping it looks into.
     view: GuestMemoryMmap,
     mapping: Mapping,
+    is_fresh: bool,
 }
 
 impl Memory {
@@ -74,7 +75,13 @@ impl Memory {
             most: quire::abi::MAX_MEMORY,
         })?;
         let view = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| Error::Image(error.to_string()))?;
-        Ok(Self { view, mapping })
+        Ok(Self { view, mapping, is_fresh: backing == Backing::Anon && populate == Populate::Lazy })
+    }
+
+    /// Whether it is private memory that the host gives page by page, so that it makes no difference where a page comes from.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.is_fresh
     }
 
     /// How much.

@@ -93,30 +93,6 @@ mod tests {
     use super::{Attrs, Entry, Format, Leaf, Level, LongMode, Pfn};
 
     #[test]
-    fn every_set_of_attributes_survives_at_every_level() {
-        for level in [Level::ONE, Level::TWO, Level::THREE] {
-            for attrs in Attrs::all_subsets() {
-                let leaf = Leaf { pfn: Pfn::new(0xf_ffc0_0000 & !(level.entry_pages() - 1)), attrs };
-                assert_eq!(LongMode::decode(LongMode::leaf(leaf, level), level), Entry::Leaf(leaf));
-            }
-        }
-    }
-
-    #[test]
-    fn a_frozen_leaf_is_absent_and_thaws_to_what_it_was() {
-        for level in [Level::ONE, Level::TWO, Level::THREE] {
-            for attrs in Attrs::all_subsets() {
-                let raw = LongMode::leaf(Leaf { pfn: Pfn::new(0x4_0000), attrs }, level);
-                assert_eq!(LongMode::decode(LongMode::freeze(raw), level), Entry::Absent);
-                assert_eq!(LongMode::thaw(LongMode::freeze(raw)), Some(raw));
-                assert_eq!(LongMode::thaw(raw), None);
-            }
-        }
-        assert_eq!(LongMode::thaw(0), None);
-        assert_eq!(LongMode::thaw(0x77000), None, "a link of unlinked tables");
-    }
-
-    #[test]
     fn bits_are_as_the_manual_says() {
         let leaf = |attrs| LongMode::leaf(Leaf { pfn: Pfn::new(0x1200), attrs }, Level::TWO);
         assert_eq!(leaf(Attrs::EXEC), 0x0120_0081);
@@ -124,14 +100,5 @@ mod tests {
         assert_eq!(LongMode::table(Pfn::new(0x77)), 0x77027);
         assert_eq!(LongMode::decode(0x77027, Level::new(3)), Entry::Table(Pfn::new(0x77)));
         assert_eq!(LongMode::decode(0x77026, Level::ONE), Entry::Absent);
-    }
-
-    #[test]
-    fn a_run_advances_by_the_leaf_step() {
-        for level in [Level::ONE, Level::TWO, Level::THREE] {
-            let at =
-                |i: u64| LongMode::leaf(Leaf { pfn: Pfn::new(i << level.page_shift()), attrs: Attrs::USER }, level);
-            assert_eq!(at(7) + LongMode::leaf_step(level), at(8));
-        }
     }
 }

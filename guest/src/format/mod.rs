@@ -2,9 +2,15 @@
 //!
 //! A format is pure: bits to meaning and back. The engine in [`page_table`](crate::page_table) does the rest.
 
+mod ept;
+mod levels5;
 mod long_mode;
+mod npt;
 
+pub use ept::Ept;
+pub use levels5::Levels5;
 pub use long_mode::LongMode;
+pub use npt::Npt;
 
 use core::fmt;
 
@@ -132,8 +138,155 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
     fn freeze(raw: u64) -> u64;
     /// The leaf that `raw` was before it was frozen; `None` for anything else.
     fn thaw(raw: u64) -> Option<u64>;
-    /// The bits of `attrs` in a leaf: those that are set when the attribute is.
+    /// The bits of `attrs` in a leaf: those that no leaf without the attribute has. Clearing them takes it away.
     fn set_bits(attrs: Attrs) -> u64;
     /// The bits of `attrs` in a leaf that are clear when the attribute is set (no-execute).
     fn clear_bits(attrs: Attrs) -> u64;
+    /// `raw`, a leaf that was just given bits of attributes, as the MMU must see it: for formats in which what one attribute allows
+    /// depends on another.
+    #[must_use]
+    #[inline]
+    fn settle(raw: u64) -> u64 {
+        raw
+    }
+}
+
+/// The functions of a [`Format`] whose entries are those of `$format`.
+macro_rules! entries_of {
+    ($format:ty) => {
+        #[inline]
+        fn leaf(leaf: $crate::format::Leaf, level: $crate::addr::Level) -> u64 {
+            <$format>::leaf(leaf, level)
+        }
+        #[inline]
+        fn table(table: $crate::addr::Pfn) -> u64 {
+            <$format>::table(table)
+        }
+        #[inline]
+        fn decode(raw: u64, level: $crate::addr::Level) -> $crate::format::Entry {
+            <$format>::decode(raw, level)
+        }
+        #[inline]
+        fn next_table(raw: u64, level: $crate::addr::Level) -> Option<$crate::addr::Pfn> {
+            <$format>::next_table(raw, level)
+        }
+        #[inline]
+        fn freeze(raw: u64) -> u64 {
+            <$format>::freeze(raw)
+        }
+        #[inline]
+        fn thaw(raw: u64) -> Option<u64> {
+            <$format>::thaw(raw)
+        }
+        #[inline]
+        fn set_bits(attrs: $crate::format::Attrs) -> u64 {
+            <$format>::set_bits(attrs)
+        }
+        #[inline]
+        fn clear_bits(attrs: $crate::format::Attrs) -> u64 {
+            <$format>::clear_bits(attrs)
+        }
+        #[inline]
+        fn settle(raw: u64) -> u64 {
+            <$format>::settle(raw)
+        }
+    };
+}
+use entries_of;
+
+#[cfg(test)]
+mod tests {
+    use super::{Attrs, Entry, Ept, Format, Leaf, Level, Levels5, LongMode, Npt, Pfn};
+
+    const LEAVES: [Level; 3] = [Level::ONE, Level::TWO, Level::THREE];
+
+    /// Every set of attributes in a leaf of every level.
+    fn all_leaves(mut look: impl FnMut(Leaf, Level)) {
+        for level in LEAVES {
+            for attrs in Attrs::all_subsets() {
+                for pfn in [0, 0x4_0000, 0xf_ffc0_0000] {
+                    look(Leaf { pfn: Pfn::new(pfn), attrs }, level);
+                }
+            }
+        }
+    }
+
+    fn every_set_of_attributes_survives<F: Format>() {
+        all_leaves(|leaf, level| {
+            let raw = F::leaf(leaf, level);
+            assert_ne!(raw, 0);
+            assert_eq!(F::decode(raw, level), Entry::Leaf(leaf));
+            assert_eq!(F::next_table(raw, level), None);
+            assert_eq!(raw & F::set_bits(Attrs::ALL.without(leaf.attrs)) & !F::set_bits(leaf.attrs), 0);
+        });
+    }
+
+    fn a_frozen_leaf_is_absent_and_thaws_to_what_it_was<F: Format>() {
+        all_leaves(|leaf, level| {
+            let raw = F::leaf(leaf, level);
+            assert_eq!(F::decode(F::freeze(raw), level), Entry::Absent);
+            assert_eq!(F::next_table(F::freeze(raw), level), None);
+            assert_eq!(F::thaw(F::freeze(raw)), Some(raw));
+            assert_eq!(F::thaw(raw), None);
+        });
+        assert_eq!(F::thaw(0), None);
+        assert_eq!(F::thaw(0x77000), None, "a link of unlinked tables");
+        assert_eq!(F::thaw(F::table(Pfn::new(0x77))), None);
+    }
+
+    /// What `Part::change` does gives the leaf that would have been written with these attributes, also while it is frozen.
+    fn attributes_come_and_go<F: Format>() {
+        all_leaves(|leaf, level| {
+            for (remove, add) in Attrs::all_subsets().flat_map(|a| [(a, Attrs::NONE), (Attrs::NONE, a)]) {
+                let (clear, set) = (F::set_bits(remove) | F::clear_bits(add), F::set_bits(add) | F::clear_bits(remove));
+                let change = |raw| F::settle(raw & !clear | set);
+                let changed = Leaf { attrs: leaf.attrs.without(remove).or(add), ..leaf };
+                let raw = F::leaf(leaf, level);
+                assert_eq!(change(raw), F::leaf(changed, level), "{leaf:?} less {remove:?} and with {add:?}");
+                assert_eq!(change(F::freeze(raw)), F::freeze(F::leaf(changed, level)));
+                // Without a settling: bits may go, as in `Part::copy_to`.
+                assert!(add != Attrs::NONE || remove.has(Attrs::EXEC) || raw & !clear == F::leaf(changed, level));
+            }
+        });
+    }
+
+    fn a_run_advances_by_the_leaf_step<F: Format>() {
+        for level in LEAVES {
+            let at = |i: u64| F::leaf(Leaf { pfn: Pfn::new(i << level.page_shift()), attrs: Attrs::USER }, level);
+            assert_eq!(at(7) + F::leaf_step(level), at(8));
+        }
+    }
+
+    fn tables_are_tables<F: Format>() {
+        let table = Pfn::new(0xf_ffff_ffff);
+        let mut level = F::ROOT;
+        while let Some(below) = level.below() {
+            assert_eq!(F::decode(F::table(table), level), Entry::Table(table));
+            assert_eq!(F::next_table(F::table(table), level), Some(table));
+            assert_eq!(F::decode(0, level), Entry::Absent);
+            assert_eq!(F::decode(0x77000, level), Entry::Absent, "a link of unlinked tables");
+            level = below;
+        }
+        assert_eq!(level, Level::ONE);
+    }
+
+    fn is_a_format<F: Format>(levels: u8) {
+        assert_eq!(F::ROOT.get(), levels);
+        assert_eq!(F::MAX_LEAF, Level::THREE);
+        every_set_of_attributes_survives::<F>();
+        a_frozen_leaf_is_absent_and_thaws_to_what_it_was::<F>();
+        attributes_come_and_go::<F>();
+        a_run_advances_by_the_leaf_step::<F>();
+        tables_are_tables::<F>();
+    }
+
+    #[test]
+    fn every_format_is_one() {
+        is_a_format::<LongMode>(4);
+        is_a_format::<Npt>(4);
+        is_a_format::<Ept>(4);
+        is_a_format::<Levels5<LongMode>>(5);
+        is_a_format::<Levels5<Npt>>(5);
+        is_a_format::<Levels5<Ept>>(5);
+    }
 }

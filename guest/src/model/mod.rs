@@ -5,6 +5,7 @@
 pub mod contents;
 mod machine;
 mod tenant;
+pub mod walk2d;
 
 pub use machine::{EmulatedMemory, Machine, Stale};
 pub use tenant::ModelTenant;

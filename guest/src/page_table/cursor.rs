@@ -91,6 +91,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                 base,
                 range: first..i,
                 straddles,
+                is_fresh: false,
                 _guard: Some(guard),
                 format: PhantomData,
             };
@@ -134,16 +135,21 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                 Entry::Leaf(_) => return Err(OpenError::InTheWay),
                 Entry::Absent => {
                     let new = self.tables.alloc_table().ok_or(OpenError::OutOfFrames)?;
+                    // The table that was asked for is ours before anybody can reach it.
+                    let new_guard = (at_level.below() == Some(level)).then(|| self.tables.lock(new));
                     let guard = self.tables.lock(table);
                     match F::decode(word.load(Relaxed), at_level) {
                         Entry::Absent => {
                             // Release: whoever sees the link sees the cleared table.
                             word.store(F::table(new), Release);
+                            if new_guard.is_some() {
+                                return Ok(Part { is_fresh: true, ..self.part_of(new, level, new_guard) });
+                            }
                             new
                         }
                         // Another CPU was faster; ours was never reachable.
                         other => {
-                            drop(guard);
+                            drop((guard, new_guard));
                             self.tables.free_table(new, true);
                             match other {
                                 Entry::Table(next) => next,
@@ -155,15 +161,18 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             };
             at_level = at_level.below().ok_or(OpenError::InTheWay)?;
         }
-        Ok(self.open_table(table, level, held))
+        let guard = (held != Some(table)).then(|| self.tables.lock(table));
+        Ok(self.part_of(table, level, guard))
     }
 
     /// As [`open`](Self::open), of the table where a walk to a page of it has ended: the caller has kept it from going since.
     pub fn open_at(&mut self, place: Place) -> Part<'a, F, T> {
-        self.open_table(place.table, place.level, None)
+        self.part_of(place.table, place.level, Some(self.tables.lock(place.table)))
     }
 
-    fn open_table(&mut self, table: Pfn, level: Level, held: Option<Pfn>) -> Part<'a, F, T> {
+    /// The entries of `table` from the current position on to the end of the range or of the table; the cursor moves behind them.
+    #[inline]
+    fn part_of(&mut self, table: Pfn, level: Level, guard: Option<WordGuard<'a>>) -> Part<'a, F, T> {
         let base = self.at & !(level.table_pages() - 1);
         let first = level.index(self.at);
         let end = ((self.end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
@@ -176,7 +185,8 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
             base,
             range: first..end,
             straddles: false,
-            _guard: (held != Some(table)).then(|| self.tables.lock(table)),
+            is_fresh: false,
+            _guard: guard,
             format: PhantomData,
         }
     }
@@ -267,9 +277,18 @@ fn difference(chunk: &Chunk, first: u64, step: u64) -> u64 {
     (0..CHUNK).fold(0, |difference, k| difference | chunk[k].load(Relaxed) ^ first.wrapping_add(step * k as u64))
 }
 
-/// Writes a run that starts with `first`.
+/// Writes a run of leaves at `level` that starts with `first`.
+fn fill<F: Format>(words: &[AtomicU64], first: u64, level: Level) {
+    // Nearly all leaves stand at level 1: where the step is a constant, it costs nothing to know what the next entry is.
+    if level == Level::ONE {
+        fill_by(words, first, F::leaf_step(Level::ONE));
+    } else {
+        fill_by(words, first, F::leaf_step(level));
+    }
+}
+
 #[inline(always)]
-fn fill(words: &[AtomicU64], first: u64, step: u64) {
+fn fill_by(words: &[AtomicU64], first: u64, step: u64) {
     let mut raw = first;
     let mut put = |words: &[AtomicU64]| {
         for (k, word) in words.iter().enumerate() {
@@ -285,9 +304,17 @@ fn fill(words: &[AtomicU64], first: u64, step: u64) {
 
 /// The leaves at the start of `words`, one at least, that map consecutive memory and differ at most in `ignore`.
 fn run<F: Format>(words: &[AtomicU64], level: Level, ignore: Attrs) -> Run {
+    if level == Level::ONE {
+        run_by::<F>(words, F::leaf_step(Level::ONE), ignore)
+    } else {
+        run_by::<F>(words, F::leaf_step(level), ignore)
+    }
+}
+
+#[inline(always)]
+fn run_by<F: Format>(words: &[AtomicU64], step: u64, ignore: Attrs) -> Run {
     let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
     let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
-    let step = F::leaf_step(level);
     let first = words[0].load(Relaxed);
     let expected = |n: usize| first.wrapping_add(step.wrapping_mul(n as u64));
     let (mut n, mut union) = (0, 0);
@@ -334,6 +361,7 @@ pub struct Part<'a, F, T> {
     base: u64,
     range: Range<usize>,
     straddles: bool,
+    is_fresh: bool,
     /// `None` when another part of the same table, which its owner holds as long, has the lock.
     _guard: Option<WordGuard<'a>>,
     format: PhantomData<F>,
@@ -368,6 +396,12 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     #[must_use]
     pub fn straddles(&self) -> bool {
         self.straddles
+    }
+
+    /// Whether the table was made for this part: all of its entries were absent when the part was handed out.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.is_fresh
     }
 
     /// The first page that entry `i` translates.
@@ -456,7 +490,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     /// cached, so nothing needs a flush (SDM vol. 3, 4.10.2.3).
     pub fn install(&self, i: usize, n: usize, leaf: Leaf) {
         debug_assert!(self.are_absent(i..i + n), "an entry in the way");
-        fill(&self.entries[i..i + n], F::leaf(leaf, self.level), F::leaf_step(self.level));
+        fill::<F>(&self.entries[i..i + n], F::leaf(leaf, self.level), self.level);
     }
 
     /// Clears `n` entries from `i` on; the union of the attributes of their leaves.
@@ -475,9 +509,17 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     /// union of their attributes. An entry with accessed and dirty set holds nothing that the MMU could still change, so a load and a store are
     /// enough; any other is exchanged, so that no late bit is lost.
     pub fn take_run(&self, i: usize, max: usize) -> (usize, Attrs) {
+        if self.level == Level::ONE {
+            self.take_run_by(i, max, F::leaf_step(Level::ONE))
+        } else {
+            self.take_run_by(i, max, F::leaf_step(self.level))
+        }
+    }
+
+    #[inline(always)]
+    fn take_run_by(&self, i: usize, max: usize, step: u64) -> (usize, Attrs) {
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let ignore = F::set_bits(Attrs::ALL) | F::clear_bits(Attrs::ALL);
-        let step = F::leaf_step(self.level);
         let words = &self.entries[i..i + max];
         let attrs_of = |raw| held::<F>(raw, self.level).map_or(Attrs::NONE, |leaf| leaf.attrs);
         let mut expected = words[0].load(Relaxed);
@@ -558,20 +600,21 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let clear = F::set_bits(remove) | F::clear_bits(add);
         let set = F::set_bits(add) | F::clear_bits(remove);
+        let changed = |raw: u64| F::settle(raw & !clear | set);
         let one = |word: &AtomicU64| {
             let raw = word.load(Relaxed);
             if raw & settled == settled {
-                word.store(raw & !clear | set, Relaxed);
+                word.store(changed(raw), Relaxed);
             } else {
                 // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
-                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(raw & !clear | set));
+                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(changed(raw)));
             }
         };
         let (chunks, rest) = self.entries[i..i + n].as_chunks::<CHUNK>();
         for chunk in chunks {
             let raws = chunk.each_ref().map(|word| word.load(Relaxed));
             if raws.into_iter().fold(settled, |all, raw| all & raw) == settled {
-                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(raw & !clear | set, Relaxed));
+                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(changed(raw), Relaxed));
             } else {
                 chunk.iter().for_each(one);
             }
@@ -585,10 +628,9 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let clear = F::set_bits(remove);
         let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
         if let Some(first) = run.alike {
-            let step = F::leaf_step(self.level);
-            fill(to, first & !clear, step);
+            fill::<F>(to, first & !clear, self.level);
             if first & clear != 0 {
-                fill(from, first & !clear, step);
+                fill::<F>(from, first & !clear, self.level);
             }
             return;
         }
@@ -622,7 +664,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let Entry::Leaf(leaf) = F::decode(self.entries[i].swap(0, AcqRel), self.level) else {
             unreachable!("the entry is locked")
         };
-        fill(self.tables.entries(table), F::leaf(leaf, below), F::leaf_step(below));
+        fill::<F>(self.tables.entries(table), F::leaf(leaf, below), below);
         self.entries[i].store(F::table(table), Release);
         flush.add_pages(self.page(i), self.level.entry_pages());
         Ok(table)

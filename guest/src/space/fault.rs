@@ -270,7 +270,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Err(OpenError::InTheWay) => return undo(Ok(Again)),
         };
         let i = part.index(first);
-        if !part.are_absent(i..i + leaves) {
+        if !part.is_fresh() && !part.are_absent(i..i + leaves) {
             return undo(Ok(Again));
         }
         let batch = batch(vma, &part, 0, folio.pages());

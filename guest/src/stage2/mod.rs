@@ -45,11 +45,19 @@ use core::ops::Range;
 pub enum Stage2Format {
     /// As a long-mode table, which no MMU walks as stage 2: engine `shadow` composes from it.
     LongMode = 0,
+    /// Extended page tables of 4 levels: engine `ept`.
+    Ept = 1,
+    /// Extended page tables of 5 levels.
+    Ept5 = 2,
+    /// Nested page tables of 4 levels: engine `npt`.
+    Npt = 3,
+    /// Nested page tables of 5 levels.
+    Npt5 = 4,
 }
 
 impl Stage2Format {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::LongMode];
+    pub const ALL: [Self; 5] = [Self::LongMode, Self::Ept, Self::Ept5, Self::Npt, Self::Npt5];
 }
 
 /// Evaluates an expression with a type of the name given standing for the format.
@@ -58,6 +66,22 @@ macro_rules! in_format {
         match $format {
             $crate::stage2::Stage2Format::LongMode => {
                 type $F = $crate::format::LongMode;
+                $what
+            }
+            $crate::stage2::Stage2Format::Ept => {
+                type $F = $crate::format::Ept;
+                $what
+            }
+            $crate::stage2::Stage2Format::Ept5 => {
+                type $F = $crate::format::Levels5<$crate::format::Ept>;
+                $what
+            }
+            $crate::stage2::Stage2Format::Npt => {
+                type $F = $crate::format::Npt;
+                $what
+            }
+            $crate::stage2::Stage2Format::Npt5 => {
+                type $F = $crate::format::Levels5<$crate::format::Npt>;
                 $what
             }
         }

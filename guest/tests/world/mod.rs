@@ -2,15 +2,17 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::ops::Range;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::{Audit, Recount};
 pub use quire::mapcount::Everything;
 use quire::mapcount::{Accounting, Classes};
+use quire::memory::Memory;
 use quire::model::Machine;
+use quire::model::walk2d::{self, Layout, Stopped, Tree};
 use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, Prot, SpaceId};
-use quire::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, VmAccess, VmFault, VmFaultError, VmId};
+use quire::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, Stage2Format, VmAccess, VmFault, VmFaultError, VmId};
 
 pub const R: Prot = Prot { read: true, write: false, exec: false };
 pub const RW: Prot = Prot { read: true, write: true, exec: false };
@@ -188,7 +190,7 @@ impl<A: Accounting> World<'_, Classes<A>> {
         let mut last = None;
         loop {
             let root = self.manager.stage2_root(vm, AsId::NORMAL).ok_or(VmFaultError::NoSlot)?;
-            if let Some(word) = self.machine.word(root, at(gfn), access) {
+            if let Some(word) = self.guest_word(self.manager.vm_format(vm), root, gfn, access) {
                 let before = word.load(Relaxed);
                 if let Some(value) = store {
                     word.store(value, Relaxed);
@@ -196,6 +198,23 @@ impl<A: Accounting> World<'_, Classes<A>> {
                 return Ok((before, last));
             }
             last = Some(self.manager.vm_fault(vm, VmAccess { view: AsId::NORMAL, gfn, access })?);
+        }
+    }
+
+    /// The first word of guest frame `gfn`, if stage 2 allows the access: by the machine's MMU, with its TLB, where it can walk the format, else by the walk of the
+    /// model that reads all formats.
+    fn guest_word(&self, format: Stage2Format, root: Pfn, gfn: u64, access: Access) -> Option<&AtomicU64> {
+        let tree = match format {
+            Stage2Format::LongMode => return self.machine.word(root, at(gfn), access),
+            Stage2Format::Ept => Tree { root, levels: 4, layout: Layout::Ept { accessed_dirty: true } },
+            Stage2Format::Ept5 => Tree { root, levels: 5, layout: Layout::Ept { accessed_dirty: false } },
+            Stage2Format::Npt => Tree { root, levels: 4, layout: Layout::Npt },
+            Stage2Format::Npt5 => Tree { root, levels: 5, layout: Layout::Npt },
+        };
+        match walk2d::translate(self.machine, tree, gfn << 12, access) {
+            Ok(address) => Some(&self.machine.frame(Pfn::from_address(address)).0[0]),
+            Err(Stopped::Violation { guest_physical, .. }) if guest_physical == gfn << 12 => None,
+            Err(stopped) => panic!("{gfn:#x} in {format:?}: {stopped:?}"),
         }
     }
 
