@@ -61,7 +61,10 @@
 //!                 trace        operations of a workload, their text form, replay
 //!                   │
 //!                   v
-//!          survey, audit, stats    what schemes answer, beside the recount of every leaf; smaps and its kin
+//!      survey, ledger, audit, stats     what schemes answer, of all classes of leaves together too, beside the recount of every leaf;
+//!                   │                   smaps and its kin
+//!                   v
+//!                stage2        tenant VMs: memslots, stage-2 tables, dirty log
 //!                   │
 //!                   v
 //!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
@@ -93,6 +96,7 @@ pub mod addr;
 pub mod audit;
 pub mod folio;
 pub mod format;
+pub mod ledger;
 pub mod mapcount;
 pub mod memory;
 #[cfg(feature = "model")]

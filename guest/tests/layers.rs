@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules from the lowest layer up. Those of one layer do not know each other.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["addr", "sync"],
     &["memory"],
     &["format"],
@@ -13,6 +13,7 @@ const LAYERS: [&[&str]; 12] = [
     &["space"],
     &["stage2"],
     &["audit", "stats"],
+    &["ledger"],
     &["trace"],
     &["abi"],
     &["survey"],

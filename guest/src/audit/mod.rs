@@ -3,7 +3,7 @@
 //! Nothing here trusts the count layer. A [`Recount`] walks the tables of all spaces into rows of its own, one per
 //! frame, in memory that the manager does not manage, and then asks the scheme about every folio.
 
-mod stage2;
+pub(crate) mod stage2;
 
 use core::fmt;
 use core::ops::Range;

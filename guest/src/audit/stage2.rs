@@ -169,7 +169,7 @@ fn is_derived<M: Memory + Tlb, A: Accounting>(
 
 /// Calls `visit` for each region of `class`, owner by owner: with the owner, the region, and a way to go through its leaves.
 #[expect(clippy::type_complexity, reason = "a visitor that is given a visitor")]
-fn for_each_leaf_by_region<M: Memory + Tlb, A: Accounting>(
+pub(crate) fn for_each_leaf_by_region<M: Memory + Tlb, A: Accounting>(
     manager: &Manager<M, Classes<A>>,
     class: Class,
     visit: &mut dyn FnMut(u32, u32, &dyn Fn(&mut dyn FnMut(Place, Leaf))),

@@ -141,6 +141,9 @@ impl<A: Accounting> Accounting for Classes<A> {
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
         A::by_level(&Self::process(t))
     }
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::total(&Self::process(t))
+    }
 
     fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
         for class in Class::ALL {

@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::{
     Accounting, Answer, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides, Target,
-    Truth, answers_agree,
+    Truth, answers_agree, pages_of,
 };
 use crate::memory::Memory;
 use crate::sync::Count32;
@@ -63,6 +63,9 @@ pub trait Large: Copy + fmt::Debug + Send + Sync + 'static {
         Self::leaves(t).map(Countdown::Leaves)
     }
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel>;
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        Self::by_level(t).map(pages_of)
+    }
 
     /// The counters as text.
     ///
@@ -248,6 +251,13 @@ impl<S: Large> Accounting for S {
         match t.small {
             Some(count) => Answer::Exact([count.get().into(), 0, 0]),
             None => <S as Large>::by_level(t),
+        }
+    }
+
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        match t.small {
+            Some(count) => Answer::Exact(count.get().into()),
+            None => <S as Large>::total(t),
         }
     }
 

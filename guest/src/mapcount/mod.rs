@@ -56,7 +56,7 @@ use crate::addr::{Order, Pfn};
 use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
 use crate::memory::Memory;
 use crate::sync::{AtomicU64, Count32};
-use query::{Asked, answers_agree, ensure};
+use query::{Asked, answers_agree, ensure, pages_of};
 
 /// A folio as a scheme sees it: its state and nothing of the rest.
 #[derive(Debug)]
@@ -218,6 +218,10 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown>;
     /// Q17: how many leaves of each size map it?
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel>;
+    /// T: how many pages do its leaves map, multiplicity counted?
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        Self::by_level(t).map(pages_of)
+    }
 
     /// Writes the counters as text, in the words of SCHEMES.md; owners by their number.
     ///

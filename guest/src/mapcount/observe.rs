@@ -154,6 +154,9 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
     fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
         A::by_level(&Self::first(t))
     }
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        A::total(&Self::first(t))
+    }
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         A::check(&Self::first(t), truth, seen)?;

@@ -279,6 +279,10 @@ impl<X: Extent> Large for Owned<X> {
         known.extent.by_level(t, known.slots.leaves)
     }
 
+    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
+        Answer::Exact(Known::<X>::read(t).total(t))
+    }
+
     fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
         let counters = Self::counters(t);
         write!(out, "M {}, {};", counters.leaves, counters.extent)?;

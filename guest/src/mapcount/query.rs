@@ -40,6 +40,30 @@ impl<T> Answer<T> {
             Self::Cannot => Answer::Cannot,
         }
     }
+
+    /// What `f` makes of two answers, as sure as the less sure of them. Two that err do so to one side.
+    pub fn join<U, V>(self, other: Answer<U>, f: impl FnOnce(T, U) -> V) -> Answer<V> {
+        use Answer::{About, Cannot, Errs, Exact, Walk};
+        match (self, other) {
+            (Exact(a), Exact(b)) => Exact(f(a, b)),
+            (Walk, _) | (_, Walk) => Walk,
+            (Cannot, _) | (_, Cannot) => Cannot,
+            (About(a), About(b) | Errs(b) | Exact(b)) | (Errs(a) | Exact(a), About(b)) => About(f(a, b)),
+            (Errs(a), Errs(b) | Exact(b)) | (Exact(a), Errs(b)) => Errs(f(a, b)),
+        }
+    }
+}
+
+impl Answer<bool> {
+    /// Whether one of two things is so; either may be said to be so by mistake. What is surely so needs no other answer.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Exact(true), _) | (_, Self::Exact(true)) => Self::Exact(true),
+            (Self::Errs(true), _) | (_, Self::Errs(true)) => Self::Errs(true),
+            _ => self.join(other, |a, b| a || b),
+        }
+    }
 }
 
 /// After how much a walk from the folio to its leaves has seen all, unless mappings come and go meanwhile: a hint, never a proof.
@@ -81,6 +105,11 @@ impl Share {
 
 /// Leaves of order 0, 9 and 18.
 pub type ByLevel = [u64; 3];
+
+/// Pages that leaves map.
+pub(super) fn pages_of([pages, huge, gigantic]: ByLevel) -> u64 {
+    pages + huge * Order::HUGE.pages() + gigantic * Order::GIGANTIC.pages()
+}
 
 /// What a scheme says about a folio as a whole; see the methods of [`Accounting`] of the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +239,9 @@ pub(super) fn answers_agree<A: Accounting, M: Memory>(
     }
     if let Answer::Exact(said) = A::by_level(t) {
         ensure(said == truth.levels, "leaves by level")?;
+    }
+    if let Answer::Exact(said) = A::total(t) {
+        ensure(said == truth.total, "pages of all leaves")?;
     }
     match A::mapped_pages(t) {
         Answer::Exact(said) => ensure(said == truth.distinct, "mapped pages")?,
