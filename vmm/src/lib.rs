@@ -8,6 +8,7 @@
 //! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
 //! [`mod@record`] makes the traces that the guest replays. [`schemes`] shows what each way of counting keeps, costs and answers.
 
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod compare;

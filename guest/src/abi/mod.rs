@@ -17,6 +17,7 @@
 //!              frames                      2 MiB aligned, up to the end: all the manager's
 //! ```
 
+pub mod bench;
 pub mod boot;
 mod placement;
 pub mod replay;

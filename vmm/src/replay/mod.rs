@@ -79,7 +79,7 @@ pub enum Ring {
 }
 
 impl Ring {
-    const fn word(self) -> u64 {
+    pub(crate) const fn word(self) -> u64 {
         match self {
             Self::Auto => ring::AUTO,
             Self::Zero => ring::ZERO,

@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "the entry from assembly, and the step to ring 3")]
 
 mod audit;
+mod bench;
 mod boot;
 mod checks;
 mod cpu;

@@ -1,8 +1,8 @@
-//! Where the manager is plugged in: the floor, then the trace replayed under the scheme that was asked for.
+//! Where the manager is plugged in: the floor, then the trace replayed under the scheme that was asked for, or the benchmark.
 
 use core::ops::Range;
 use quire::abi::replay as words;
-use quire::abi::{BootInfo, OP_WORDS, boot, flags};
+use quire::abi::{BootInfo, OP_WORDS, bench, boot, flags};
 use quire::addr::{Level, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{Accounting, Scheme, UnderScheme};
@@ -92,6 +92,9 @@ impl UnderScheme for Run<'_> {
     type Output = Result<(), &'static str>;
 
     fn run<A: Accounting>(self) -> Self::Output {
+        if self.boot[bench::OPERATIONS] != 0 {
+            return crate::bench::run::<A>(&self);
+        }
         let policy = Policy {
             orders: self.boot[words::ORDERS] as u32 | 1,
             large: LargeFolios::Always,

@@ -12,8 +12,8 @@
 #![expect(unsafe_code, reason = "calls the program's assembly and meets its faults")]
 
 use core::arch::global_asm;
-use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+use core::{ptr, slice};
 
 use quire::abi::sample::Sample;
 use quire::abi::{self, TOUCH_BASE, TOUCH_SAMPLES};
@@ -146,6 +146,13 @@ pub fn record(sample: Sample) {
     // SAFETY: below the end of the mapped samples region, which only this CPU's programs and this function write.
     unsafe { ptr::with_exposed_provenance_mut::<u64>(at as usize).write_volatile(sample.encode()) };
     next.store(at + 8, Relaxed);
+}
+
+/// Puts the samples in the order of their words: by spare bits, kind and folio order, then by ticks.
+pub fn sort_samples() {
+    let at = ptr::with_exposed_provenance_mut::<u64>(TOUCH_SAMPLES as usize);
+    // SAFETY: the program has written that many words to the mapped samples region, and does not run.
+    unsafe { slice::from_raw_parts_mut(at, samples().0 as usize) }.sort_unstable();
 }
 
 /// Sample `index`, if so many were made.

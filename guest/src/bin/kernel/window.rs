@@ -69,6 +69,13 @@ impl<'a> Window<'a> {
         &self.machine.frame(table).0[index]
     }
 
+    /// The entries of all pages, table by table.
+    pub fn tables(&self) -> impl Iterator<Item = &[AtomicU64]> {
+        let pages = self.pages as usize;
+        (0..pages.div_ceil(ENTRIES))
+            .map(move |i| &self.machine.frame(self.tables.add(i as u64)).0[..ENTRIES.min(pages - i * ENTRIES)])
+    }
+
     /// Maps page `page` to `frame` with `rights`, by a store through the alias map. No flush.
     pub fn map(&self, page: u64, frame: Pfn, rights: u64) {
         self.entry(page).store(frame.raw() << PAGE_SHIFT | rights, Relaxed);
