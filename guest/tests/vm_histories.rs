@@ -287,7 +287,7 @@ impl<'m, A: Accounting> State<'m, A> {
         let access = if store.is_some() { Access::Write } else { Access::Read };
         for _ in 0..8 {
             let root = self.w.manager.stage2_root(vm, view).ok_or(VmFaultError::NoSlot)?;
-            if let Some(word) = self.w.machine.word(root, at(gfn), access) {
+            if let Some(word) = self.w.guest_word(self.w.manager.vm_format(vm), root, gfn, access) {
                 let before = word.load(Relaxed);
                 if let Some(value) = store {
                     word.store(value, Relaxed);
@@ -433,7 +433,8 @@ impl<'m, A: Accounting> State<'m, A> {
             }
             What::CreateVm => {
                 if self.vms.len() < MOST_VMS {
-                    let format = Stage2Format::ALL[b as usize % Stage2Format::ALL.len()];
+                    // The machine caches translations of one format only.
+                    let format = [Stage2Format::LongMode, Stage2Format::ALL[c as usize % 5]][(b % 2) as usize];
                     self.say(|| format!("{space:?}: a VM, {format:?}"));
                     if let Ok(id) = self.w.manager.create_vm(space, format) {
                         self.vms.push(VmState { id, zombie: false, slots: Vec::new(), stored: HashMap::new() });

@@ -211,6 +211,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             any = true;
             at = vma.end();
             self.zap(space, vma, vma.start(), vma.end(), flush);
+            self.include_unmapped(space, vma, flush);
             self.remove_vma(space, vma);
         }
         if any {

@@ -61,6 +61,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 }
                 ControlFlow::<()>::Continue(())
             });
+            self.include_unmapped(&space, vma, &mut flush);
             self.merge_vma(&space, vma);
         }
         self.finish(&space, &mut flush);

@@ -124,6 +124,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return result;
         }
         self.zap(space, vma, vma.start(), vma.end(), flush);
+        self.include_unmapped(space, vma, flush);
         self.remove_vma(space, vma);
         self.merge_vma(space, target);
         result

@@ -102,6 +102,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         (folio, batch(vma, part, first, (n as u64) << part.level().page_shift()), n)
     }
 
+    /// Everything that the vma maps is about to lead elsewhere or to allow less: has what VMs have taken out of its object, without a leaf of the space (slots
+    /// that are [`UNMAPPED`](crate::stage2::SlotFlags::UNMAPPED)), go with the leaves.
+    pub(super) fn include_unmapped(&self, space: &Space<'_>, vma: Vma<'_>, flush: &mut Flush<Removed<'_>>) {
+        if space.vms.load(Relaxed) != 0 && vma.object() != 0 && !vma.is_private() {
+            flush.add_pages(vma.start(), vma.pages());
+        }
+    }
+
     /// Calls `f` for every part of pages `first..end`, with the indexes to work on. No leaf lies across an edge of the range: the caller has
     /// [split](Self::split_at) it.
     pub(super) fn for_parts<'a, B>(

@@ -203,7 +203,7 @@ impl<A: Accounting> World<'_, Classes<A>> {
 
     /// The first word of guest frame `gfn`, if stage 2 allows the access: by the machine's MMU, with its TLB, where it can walk the format, else by the walk of the
     /// model that reads all formats.
-    fn guest_word(&self, format: Stage2Format, root: Pfn, gfn: u64, access: Access) -> Option<&AtomicU64> {
+    pub fn guest_word(&self, format: Stage2Format, root: Pfn, gfn: u64, access: Access) -> Option<&AtomicU64> {
         let tree = match format {
             Stage2Format::LongMode => return self.machine.word(root, at(gfn), access),
             Stage2Format::Ept => Tree { root, levels: 4, layout: Layout::Ept { accessed_dirty: true } },
