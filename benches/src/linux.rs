@@ -28,7 +28,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn lack(why: impl fmt::Display) -> Self {
+    pub(crate) fn lack(why: impl fmt::Display) -> Self {
         Self { is_lack: true, why: why.to_string() }
     }
 
@@ -146,7 +146,7 @@ impl Linux {
 }
 
 /// Where files stay from one run to the next: `linux` in cargo's target folder.
-fn cache() -> Result<PathBuf, Failure> {
+pub(crate) fn cache() -> Result<PathBuf, Failure> {
     let this = std::env::current_exe().map_err(Failure::wrong)?;
     let target = this.ancestors().nth(2).ok_or_else(|| Failure::wrong("this program lies in no folder"))?;
     let cache = target.join("linux");
@@ -224,7 +224,7 @@ fn file(name: &str, mode: u32, data: &[u8], device: [u32; 2]) -> Vec<u8> {
 }
 
 /// What a helper program prints; it must exist and succeed.
-fn output(command: &mut Command) -> Result<String, Failure> {
+pub(crate) fn output(command: &mut Command) -> Result<String, Failure> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output =
         command.stdin(Stdio::null()).output().map_err(|error| Failure::lack(format!("cannot run {name}: {error}")))?;

@@ -3,8 +3,10 @@
 //! Clearing and copying frames is left out on both sides, and nobody walks the tables. Floor, schemes and peers take turns within every repetition;
 //! medians and quartiles are shown, and `total` twice, as a measure of the noise. `quire-benches instructions` counts instructions instead.
 
+mod beside;
 mod emulator;
 mod golden;
+mod kernel;
 mod library;
 mod linux;
 mod machine;
@@ -24,14 +26,13 @@ fn main() -> ExitCode {
     let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["library"] => false,
         ["library", "--json"] => true,
-        ["linux"] => {
-            match linux::Linux::measure() {
-                Ok(linux) => println!("{linux:#?}"),
+        ["instructions"] => {
+            match beside::Beside::measure() {
+                Ok(beside) => beside.show(),
                 Err(failure) => println!("{failure}"),
             }
-            return ExitCode::SUCCESS;
+            return golden::run(false);
         }
-        ["instructions"] => return golden::run(false),
         ["instructions", "--update"] => return golden::run(true),
         ["operation", op, order, level, scheme] => {
             let shape =
