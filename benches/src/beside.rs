@@ -4,48 +4,51 @@
 //! process that has nothing of ours.
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 
 use quire::abi::bench::{Operation, Shape, frames};
 use quire::mapcount::Scheme;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
+use crate::emulator::{Failure, is_required};
 use crate::kernel::{self, Kernel};
-use crate::linux::{Cost, Failure, Linux};
+use crate::linux::{Cost, Linux};
 
 /// The operations, and what Linux 6.12 does in them that we do not.
 pub(crate) const OPERATIONS: [(Operation, &str); 6] = [
     (
         Operation::Fault,
-        "the vma is found in a maple tree under RCU and locked; the orders allowed are looked up in sysfs' masks; watermarks, zones and per-CPU lists of the allocator; \
-         memcg charge (off here, but asked); LRU batch; vmstat and rss counters per CPU; at order 9 a page table is made, cleared and deposited",
+        "finds the vma in a maple tree under RCU and locks it; asks which orders are allowed; has zones, watermarks and lists per CPU in its allocator; \
+         puts the folio on the LRU; counts rss and vmstat; asks memcg (off here); at order 9 clears and deposits a page table",
     ),
     (
         Operation::Fork,
-        "system call; the vma is copied with its anon_vma chain and maple tree node; per page: vm_normal_page, exclusive marks, rss counters; at order 9 a page table \
-         deposited for each leaf. Files, signals, credentials and scheduling are subtracted (fork_empty)",
+        "enters by a system call; copies the vma, its anon_vma chain and its maple tree node; clears the exclusive mark of each page; counts rss; at order 9 deposits \
+         a page table for each leaf. Files, signals, credentials and the scheduler are subtracted, where corrected, as those of an empty process",
     ),
     (
         Operation::Cow,
-        "as in a fault, and MMU notifiers, delayed rmap and swap cache checks; at order 9 the 2 MiB leaf is split into the deposited table first",
+        "does what it does in a fault, and asks whether the page is in the swap cache, notifies secondary MMUs, locks the entry again to compare it; at order 9 it splits \
+         the leaf first",
     ),
     (
         Operation::Reuse,
-        "orders 2 to 8 are copied: 6.12 never reuses a page of a large folio that it maps by pages. We reuse them",
+        "copies the page at orders 2 to 8: 6.12 reuses none of a large folio mapped by pages. We reuse it, once a walk has found no other owner",
     ),
     (
         Operation::ZapOne,
-        "system call; the vma is found; an mmu_gather is set up, MMU notifiers, lru_add_drain; rss counters; the deferred split queue; at order 9 the leaf is split",
+        "enters by a system call; finds and checks the vma; drains the LRU's batches; notifies secondary MMUs; counts rss; queues the folio for splitting; at order 9 it \
+         splits the leaf",
     ),
     (
         Operation::Unmap,
-        "system call; the vma leaves its maple tree and anon_vma; mmu_gather batches; LRU removal, memcg uncharge, page flags and free lists checked for each folio; \
-         page tables freed by RCU",
+        "enters by a system call; takes the vma out of the maple tree and the anon_vma; gathers pages; takes folios off the LRU; counts rss and vmstat; checks flags of \
+         every page that it frees",
     ),
 ];
-/// The orders that both do; the last by one leaf.
-pub(crate) const ORDERS: [u8; 6] = [0, 2, 4, 6, 8, 9];
+/// The orders that both do, the last by one leaf; and those of a short run.
+pub(crate) const ORDERS: &[u8] = &[0, 2, 4, 6, 8, 9];
+pub(crate) const FEW_ORDERS: &[u8] = &[0, 4, 9];
 /// What copying a page takes of us: a string move that counts one for each word.
 const COPY: f64 = 512.0;
 const SCHEME: Scheme = Scheme::Total;
@@ -94,18 +97,18 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    /// Measures both sides.
-    pub(crate) fn measure() -> Result<Self, Failure> {
+    /// Measures both sides, each twice.
+    pub(crate) fn measure(orders: &[u8]) -> Result<Self, Failure> {
         let image = kernel::image()?;
-        let zero = Kernel::measure(&image, SCHEME, frames::KNOWN_ZERO)?;
-        let cleared = Kernel::measure(&image, SCHEME, frames::TO_CLEAR)?;
-        let linux = match Linux::measure() {
+        let zero = Kernel::measure(&image, SCHEME, orders, frames::KNOWN_ZERO)?;
+        let cleared = Kernel::measure(&image, SCHEME, orders, frames::TO_CLEAR)?;
+        let linux = match Linux::measure(orders) {
             Err(failure) if !failure.is_lack => return Err(failure),
             linux => linux,
         };
         let mut rows = Vec::new();
         for (operation, _) in OPERATIONS {
-            for order in ORDERS {
+            for &order in orders {
                 rows.push(row(operation, order, [&zero, &cleared], linux.as_ref().ok())?);
             }
         }
@@ -113,24 +116,17 @@ impl Beside {
     }
 
     /// For programs.
-    pub(crate) fn json(&self) -> Map<String, Value> {
-        let mut map = Map::new();
-        map.insert("rows".into(), serde_json::to_value(&self.rows).expect("numbers"));
+    pub(crate) fn json(&self) -> Value {
         let (release, lacks) = match &self.linux {
-            Ok(linux) => (Some(linux.release.clone()), None),
+            Ok(linux) => (Some(&linux.release), None),
             Err(failure) => (None, Some(failure.to_string())),
         };
-        map.insert("linux".into(), release.into());
-        map.insert("lacks".into(), lacks.into());
-        map
+        json!({ "rows": self.rows, "linux": release, "lacks": lacks })
     }
 
-    /// Whether Linux was there, if `QUIRE_REQUIRE` says that it must.
-    pub(crate) fn exit(&self) -> ExitCode {
-        match &self.linux {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(failure) => lacks("linux-6.12", failure),
-        }
+    /// False if Linux was not there though `QUIRE_REQUIRE` lists it.
+    pub(crate) fn has_required(&self) -> bool {
+        self.linux.is_ok() || !is_required("linux-6.12")
     }
 
     /// For people.
@@ -168,18 +164,11 @@ impl Beside {
             Ok(linux) => println!("Linux is {}; clearing a page takes it {} instructions", linux.release, linux.page),
             Err(failure) => println!("no Linux to stand beside: {failure}"),
         }
-        println!("\nwhat Linux does there that we do not");
+        println!("\nwhat Linux does there that we do not: it");
         for (operation, what) in OPERATIONS {
             println!("{:<8} {what}", operation.name());
         }
     }
-}
-
-/// Says what is missing; a failure if `QUIRE_REQUIRE` lists it.
-pub(crate) fn lacks(what: &str, failure: &Failure) -> ExitCode {
-    eprintln!("skipped: {failure}");
-    let required = std::env::var("QUIRE_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == what));
-    ExitCode::from(u8::from(required))
 }
 
 fn row(operation: Operation, order: u8, [zero, cleared]: [&Kernel; 2], linux: Option<&Linux>) -> Result<Row, Failure> {
