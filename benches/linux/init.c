@@ -49,6 +49,7 @@ static struct shared {
     uint64_t before[PAGES], now[PAGES], flags[HUGE_PAGES];
 } *shared;
 static const int orders[] = {0, 2, 4, 6, 8, 9};
+#define ORDERS (sizeof orders / sizeof orders[0])
 
 static void fail(const char *format, ...) {
     va_list list;
@@ -262,7 +263,8 @@ static void clear_a_page(void) {
     printf("{\"zero_4k\":%lu}\n", shared->samples[0].ticks[2]);
 }
 
-int main(void) {
+// The arguments are the orders that are wanted.
+int main(int count, char **arguments) {
     setvbuf(stdout, 0, _IONBF, 0);
     mkdir("/proc", 0755);
     mkdir("/sys", 0755);
@@ -273,13 +275,14 @@ int main(void) {
     uname(&name);
     printf("{\"release\":\"%s\"}\n", name.release);
     clear_a_page();
-    for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
-        for (size_t j = 1; j < sizeof orders / sizeof orders[0]; j++) {
+    for (int i = 1; i < count; i++) {
+        int order = atoi(arguments[i]);
+        for (size_t j = 0; j < ORDERS; j++) {
             char path[128];
             snprintf(path, sizeof path, "/sys/kernel/mm/transparent_hugepage/hugepages-%lukB/enabled", (PAGE << orders[j]) / 1024);
-            set(path, j == i ? "madvise" : "never");
+            if (orders[j] > 0) set(path, orders[j] == order ? "madvise" : "never");
         }
-        one_order(orders[i]);
+        one_order(order);
     }
     printf("quire-linux: done\n");
     reboot(RB_POWER_OFF);

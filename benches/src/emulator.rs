@@ -1,5 +1,6 @@
 //! QEMU as a machine whose time stamp counter counts instructions.
 
+use std::fmt::{self, Debug};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -23,6 +24,34 @@ pub(crate) const MACHINE: [&str; 12] = [
 ];
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Why there are no numbers: something that the host lacks, or a run that went wrong.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) is_lack: bool,
+    why: String,
+}
+
+impl Failure {
+    pub(crate) fn lack(why: impl fmt::Display) -> Self {
+        Self { is_lack: true, why: why.to_string() }
+    }
+
+    pub(crate) fn wrong(why: impl fmt::Display) -> Self {
+        Self { is_lack: false, why: why.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Whether `QUIRE_REQUIRE` says that doing without `what` is a failure.
+pub(crate) fn is_required(what: &str) -> bool {
+    std::env::var("QUIRE_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == what))
+}
+
 /// The emulator, or why there is none.
 pub(crate) fn find() -> Result<&'static str, String> {
     match Command::new(PROGRAM).arg("--version").output() {
@@ -31,13 +60,17 @@ pub(crate) fn find() -> Result<&'static str, String> {
     }
 }
 
-/// Two runs at once.
-pub(crate) fn twice<T: Send, E: Send>(run: impl Fn() -> Result<T, E> + Sync) -> Result<[T; 2], E> {
-    thread::scope(|scope| {
+/// Two runs at once, which must come out the same.
+pub(crate) fn twice<T>(run: impl Fn() -> Result<T, Failure> + Sync) -> Result<T, Failure>
+where
+    T: PartialEq + Debug + Send,
+{
+    let (first, second) = thread::scope(|scope| {
         let other = scope.spawn(&run);
-        let first = run();
-        Ok([first?, other.join().expect("a run does not panic")?])
-    })
+        (run(), other.join().expect("a run does not panic"))
+    });
+    let (first, second) = (first?, second?);
+    if first == second { Ok(first) } else { Err(Failure::wrong(format!("two runs differ:\n{first:?}\n{second:?}"))) }
 }
 
 /// What a machine prints on its standard output until it ends; too long is an error.

@@ -1,12 +1,14 @@
-//! `quire-benches instructions`: how many instructions each hot operation takes, by callgrind, beside what `golden.json` says. Instructions do not depend on what
+//! How many instructions each hot operation takes, by callgrind, beside what `golden.json` says. Instructions do not depend on what
 //! else the machine does, so a change that costs some is seen where a time would drown.
 
 use std::collections::BTreeMap;
-use std::process::{Command, ExitCode};
+use std::process::Command;
+
+use serde::Serialize;
 
 use crate::work::Op;
 
-/// Beyond this share of the number in the file the command fails: by another compiler a little is different.
+/// Beyond this share of the number in the file something has changed: by another compiler a little is different.
 const TOLERANCE: f64 = 0.02;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden.json");
 
@@ -27,43 +29,61 @@ const EACH: [(Op, u8, u8); 12] = [
 ];
 const SCHEMES: [&str; 2] = ["none", "total"];
 
-/// Compares, or writes the file anew.
-pub(crate) fn run(update: bool) -> ExitCode {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        println!("skipped: there is no valgrind");
-        let required = std::env::var("QUIRE_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "valgrind"));
-        return ExitCode::from(u8::from(required));
+/// Instructions of each, by name.
+#[derive(Debug, Serialize)]
+pub(crate) struct Counts {
+    golden: BTreeMap<String, u64>,
+    now: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    /// Counts everything; nothing without valgrind.
+    pub(crate) fn measure() -> Option<Self> {
+        Command::new("valgrind").arg("--version").output().ok()?;
+        let now = EACH
+            .into_iter()
+            .flat_map(|of| SCHEMES.map(|scheme| (of, scheme)))
+            .map(|((op, order, level), scheme)| {
+                (format!("{} {order} {level} {scheme}", op.name()), count(op, order, level, scheme))
+            })
+            .collect();
+        let text = std::fs::read_to_string(FILE).expect("the file is there");
+        Some(Self { golden: serde_json::from_str(&text).expect("names and numbers"), now })
     }
-    let counts: BTreeMap<String, u64> = EACH
-        .into_iter()
-        .flat_map(|of| SCHEMES.map(|scheme| (of, scheme)))
-        .map(|((op, order, level), scheme)| {
-            (format!("{} {order} {level} {scheme}", op.name()), count(op, order, level, scheme))
-        })
-        .collect();
-    if update {
-        let text = serde_json::to_string_pretty(&counts).expect("numbers") + "\n";
+
+    /// Writes the file anew.
+    pub(crate) fn update(&self) {
+        let text = serde_json::to_string_pretty(&self.now).expect("numbers") + "\n";
         std::fs::write(FILE, text).expect("the file can be written");
-        return ExitCode::SUCCESS;
     }
-    let text = std::fs::read_to_string(FILE).expect("the file is there");
-    let golden: BTreeMap<String, u64> = serde_json::from_str(&text).expect("names and numbers");
-    let mut passed = golden.keys().eq(counts.keys());
-    println!("{:<24} {:>10} {:>10} {:>7}", "what order level scheme", "golden", "now", "change");
-    for (name, &now) in &counts {
-        let Some(&golden) = golden.get(name) else {
-            println!("{name:<24} {:>10} {now:>10}", "none");
-            continue;
-        };
-        let change = now as f64 / golden as f64 - 1.0;
-        let is_near = change.abs() <= TOLERANCE;
-        passed &= is_near;
-        println!("{name:<24} {golden:>10} {now:>10} {:>+6.1}%{}", change * 100.0, if is_near { "" } else { "  <--" });
+
+    /// Whether everything is as it was.
+    pub(crate) fn passed(&self) -> bool {
+        self.golden.keys().eq(self.now.keys()) && self.now.keys().all(|name| self.is_near(name))
     }
-    if !passed {
-        println!("more or fewer than golden.json says: if that is meant, `quire-benches instructions --update`");
+
+    pub(crate) fn show(&self) {
+        println!("{:<24} {:>10} {:>10} {:>7}", "what order level scheme", "golden", "now", "change");
+        for (name, now) in &self.now {
+            let Some(&golden) = self.golden.get(name) else {
+                println!("{name:<24} {:>10} {now:>10}", "none");
+                continue;
+            };
+            let mark = if self.is_near(name) { "" } else { "  <--" };
+            println!("{name:<24} {golden:>10} {now:>10} {:>+6.1}%{mark}", self.change(name) * 100.0);
+        }
+        if !self.passed() {
+            println!("more or fewer than golden.json says: if that is meant, `quire-benches instructions --update`");
+        }
     }
-    ExitCode::from(u8::from(!passed))
+
+    fn change(&self, name: &str) -> f64 {
+        self.golden.get(name).map_or(f64::INFINITY, |golden| self.now[name] as f64 / *golden as f64 - 1.0)
+    }
+
+    fn is_near(&self, name: &str) -> bool {
+        self.change(name).abs() <= TOLERANCE
+    }
 }
 
 /// Instructions between entry and exit of the marked function, in a process of its own.

@@ -2,14 +2,13 @@
 //! first process. Kernel and program go to a cache beside this program's own folder.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-use crate::emulator;
+use crate::emulator::{self, Failure};
 
 const INIT: &str = include_str!("../linux/init.c");
 /// Debian's kernel of the series with folios of every order, as small as it comes: a bzImage with the console built in.
@@ -19,29 +18,6 @@ const FLAVOUR: &str = "-cloud-amd64-unsigned";
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet nokaslr mitigations=off transparent_hugepage=madvise init_on_alloc=0 cgroup_disable=memory";
 /// Without fast string instructions Linux clears by `rep stosq`, which counts one for each word.
 const CPU: &str = "max,-erms,-fsrm,-rdrand,-rdseed";
-
-/// Why there are no numbers of Linux: something that the host lacks, or a run that went wrong.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) is_lack: bool,
-    why: String,
-}
-
-impl Failure {
-    fn lack(why: impl fmt::Display) -> Self {
-        Self { is_lack: true, why: why.to_string() }
-    }
-
-    pub(crate) fn wrong(why: impl fmt::Display) -> Self {
-        Self { is_lack: false, why: why.to_string() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
-    }
-}
 
 /// What the program says of one operation at one order.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -76,26 +52,21 @@ pub(crate) struct Linux {
 }
 
 impl Linux {
-    /// Runs it twice: what is counted must come out the same.
-    pub(crate) fn measure() -> Result<Self, Failure> {
+    /// Runs it with folios of these `orders`.
+    pub(crate) fn measure(orders: &[u8]) -> Result<Self, Failure> {
         let qemu = emulator::find().map_err(Failure::lack)?;
         let cache = cache()?;
         let image = image(&cache)?;
         let initrd = initrd(&cache)?;
-        let run = || Self::run(qemu, &image, &initrd);
-        let [first, second] = emulator::twice(run)?;
-        if first != second {
-            return Err(Failure::wrong(format!("two runs of Linux differ:\n{first:?}\n{second:?}")));
-        }
-        Ok(first)
-    }
-
-    fn run(qemu: &str, image: &Path, initrd: &Path) -> Result<Self, Failure> {
-        let mut command = Command::new(qemu);
-        command.args(emulator::MACHINE).args(["-cpu", CPU, "-m", "1G", "-serial", "stdio", "-append", COMMAND_LINE]);
-        command.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
-        let text = emulator::run(&mut command).map_err(Failure::wrong)?;
-        Self::parse(&text).map_err(|why| Failure::wrong(format!("Linux: {why}; its console:\n{text}")))
+        // What follows the dashes is for the program.
+        let line = orders.iter().fold(format!("{COMMAND_LINE} --"), |line, order| format!("{line} {order}"));
+        emulator::twice(|| {
+            let mut command = Command::new(qemu);
+            command.args(emulator::MACHINE).args(["-cpu", CPU, "-m", "1G", "-serial", "stdio", "-append", &line]);
+            command.arg("-kernel").arg(&image).arg("-initrd").arg(&initrd);
+            let text = emulator::run(&mut command).map_err(Failure::wrong)?;
+            Self::parse(&text).map_err(|why| Failure::wrong(format!("Linux: {why}; its console:\n{text}")))
+        })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -146,7 +117,7 @@ impl Linux {
 }
 
 /// Where files stay from one run to the next: `linux` in cargo's target folder.
-fn cache() -> Result<PathBuf, Failure> {
+pub(crate) fn cache() -> Result<PathBuf, Failure> {
     let this = std::env::current_exe().map_err(Failure::wrong)?;
     let target = this.ancestors().nth(2).ok_or_else(|| Failure::wrong("this program lies in no folder"))?;
     let cache = target.join("linux");
@@ -224,7 +195,7 @@ fn file(name: &str, mode: u32, data: &[u8], device: [u32; 2]) -> Vec<u8> {
 }
 
 /// What a helper program prints; it must exist and succeed.
-fn output(command: &mut Command) -> Result<String, Failure> {
+pub(crate) fn output(command: &mut Command) -> Result<String, Failure> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output =
         command.stdin(Stdio::null()).output().map_err(|error| Failure::lack(format!("cannot run {name}: {error}")))?;

@@ -1,10 +1,16 @@
-//! `quire-benches library`: the manager's own cost in this process, beside a loop of bare stores, by folio order and scheme.
+//! What the manager costs, in two kinds of numbers that never stand in one table.
 //!
-//! Clearing and copying frames is left out on both sides, and nobody walks the tables. Floor, schemes and peers take turns within every repetition;
-//! medians and quartiles are shown, and `total` twice, as a measure of the noise. `quire-benches instructions` counts instructions instead.
+//! `quire-benches library`: nanoseconds in this process, beside a loop of bare stores, by folio order and scheme. Clearing and copying frames is left out on both
+//! sides, and nobody walks the tables. Floor, schemes and peers take turns within every repetition; medians and quartiles are shown, and `total` twice, as a measure
+//! of the noise.
+//!
+//! `quire-benches instructions`: instructions, which come out the same at every run: of the kernel in an emulated machine, beside Linux; and of the library's
+//! functions, beside what they were.
 
+mod beside;
 mod emulator;
 mod golden;
+mod kernel;
 mod library;
 mod linux;
 mod machine;
@@ -15,48 +21,113 @@ mod work;
 use std::process::ExitCode;
 
 use quire::addr::Level;
+use serde_json::{Value, json};
 
-const USAGE: &str =
-    "usage: quire-benches library [--json] | instructions [--update] | operation NAME ORDER LEVEL SCHEME";
+use crate::beside::Beside;
+use crate::emulator::is_required;
+use crate::golden::Counts;
+
+const USAGE: &str = "\
+usage: quire-benches library [--json]
+       quire-benches instructions [--short] [--json]     --short: three orders instead of six
+       quire-benches instructions --update               the library's counts are as they should be
+       quire-benches all [--json]
+       quire-benches operation NAME ORDER LEVEL SCHEME   one operation, for callgrind";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] | ["library"] => false,
-        ["library", "--json"] => true,
-        ["linux"] => {
-            match linux::Linux::measure() {
-                Ok(linux) => println!("{linux:#?}"),
-                Err(failure) => println!("{failure}"),
-            }
-            return ExitCode::SUCCESS;
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let all = beside::ORDERS;
+    let (what, passed) = match words.as_slice() {
+        [] | ["library"] => (library(false), true),
+        ["library", "--json"] => (library(true), true),
+        ["instructions"] => instructions(false, all),
+        ["instructions", "--json"] => instructions(true, all),
+        ["instructions", "--short"] => instructions(false, beside::FEW_ORDERS),
+        ["instructions", "--short", "--json"] => instructions(true, beside::FEW_ORDERS),
+        ["instructions", "--update"] => {
+            let Some(counts) = Counts::measure() else {
+                eprintln!("there is no valgrind");
+                return ExitCode::from(4);
+            };
+            counts.update();
+            (Value::Null, true)
         }
-        ["instructions"] => return golden::run(false),
-        ["instructions", "--update"] => return golden::run(true),
+        ["all"] => {
+            library(false);
+            println!();
+            instructions(false, all)
+        }
+        ["all", "--json"] => {
+            let (instructions, passed) = instructions(true, all);
+            (json!({ "library": library(true), "instructions": instructions }), passed)
+        }
         ["operation", op, order, level, scheme] => {
             let shape =
                 || Some((work::Op::of_name(op)?, order.parse().ok()?, level.parse().ok()?, scheme.parse().ok()?));
             let Some((op, order @ 0..=18, level @ 1..=3, scheme)) = shape() else {
-                eprintln!("{USAGE}");
-                return ExitCode::from(2);
+                return usage();
             };
             operation::run(op, work::Shape::new(order, Level::new(level)), scheme);
-            return ExitCode::SUCCESS;
+            (Value::Null, true)
         }
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+        _ => return usage(),
     };
+    if !what.is_null() {
+        println!("{what}");
+    }
+    ExitCode::from(u8::from(!passed))
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+/// Times the library; prints tables, or returns JSON.
+fn library(json: bool) -> Value {
     let rows = library::measure();
     if json {
-        println!("{}", serde_json::json!({ "rows": rows }));
-    } else {
-        library::show(&rows);
-        let [hot, cold] = library::REPETITIONS;
-        println!(
-            "nanoseconds for each leaf or call, medians of {hot} repetitions (cold: {cold}) over 16 MiB; peers have no accounting"
-        );
+        return json!({ "rows": rows });
     }
-    ExitCode::SUCCESS
+    library::show(&rows);
+    let [hot, cold] = library::REPETITIONS;
+    println!(
+        "nanoseconds for each leaf or call, medians of {hot} repetitions (cold: {cold}) over 16 MiB; peers have no accounting"
+    );
+    Value::Null
+}
+
+/// Counts instructions; prints tables, or returns JSON. False if something went wrong, changed, or is missing though it is required.
+fn instructions(json: bool, orders: &[u8]) -> (Value, bool) {
+    let mut passed = true;
+    let mut value = json!({});
+    match Beside::measure(orders) {
+        Ok(beside) => {
+            passed &= beside.has_required();
+            value = beside.json();
+            if !json {
+                beside.show();
+            }
+        }
+        Err(failure) => {
+            eprintln!("{}{failure}", if failure.is_lack { "skipped: " } else { "" });
+            passed &= failure.is_lack && !is_required("qemu");
+        }
+    }
+    match Counts::measure() {
+        Some(counts) => {
+            passed &= counts.passed();
+            value["library"] = json!(counts);
+            if !json {
+                println!();
+                counts.show();
+            }
+        }
+        None => {
+            eprintln!("skipped: there is no valgrind");
+            passed &= !is_required("valgrind");
+        }
+    }
+    (if json { value } else { Value::Null }, passed)
 }

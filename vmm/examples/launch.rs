@@ -1,7 +1,7 @@
 //! How long from `exec` of this program until the guest's first instruction.
 //!
 //! Starts itself again and again with the time it did so, boots the kernel in the child, and prints the median of what
-//! the children say, with where the time goes. `cargo run --release --example launch -- [RUNS]`.
+//! the children say, with where the time goes. `cargo run --release -p quire-vmm --example launch -- [RUNS]`.
 
 use std::env;
 use std::error::Error;
