@@ -11,7 +11,7 @@ p{margin:.4em 0;max-width:60em}p.note{color:#555;font-size:.9em}\
 table{border-collapse:collapse;margin:.6em 0;font-size:.9em;font-variant-numeric:tabular-nums}\
 th,td{padding:.25em .6em;text-align:right;border:1px solid #e4e4e4}th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child{text-align:left}\
 td.walk{background:#eee;color:#777}td.ok{background:#e7f4ea}td.right{background:#f2f7e0}\
-svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}td.fine{color:#777}td.text{text-align:left}code{font-size:.95em}";
+svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}th,td{white-space:nowrap}code{font-size:.95em}";
 
 /// How a page ends.
 pub(crate) const END: &str = "</body></html>\n";

@@ -173,13 +173,17 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// The logarithms (to 10) of nanoseconds around `values`, which are nanoseconds; with one tick for each of 1, 2 and 5 where there are few decades.
+    /// The logarithms (to 10) of nanoseconds around `values`, which are nanoseconds; with more ticks where there are fewer decades.
     #[must_use]
     pub fn of_time(label: &str, values: impl Iterator<Item = f64> + Clone) -> Self {
         let low = values.clone().fold(f64::INFINITY, f64::min).max(1e-3).log10();
         let high = values.fold(1e-3, f64::max).log10();
         let (low, high) = if low < high { (low - 0.08, high + 0.08) } else { (high - 0.5, high + 0.5) };
-        let steps: &[f64] = if high - low < 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let steps: &[f64] = match high - low {
+            decades if decades < 2.5 => &[1.0, 2.0, 5.0],
+            decades if decades < 4.0 => &[1.0, 3.0],
+            _ => &[1.0],
+        };
         let decades = low.floor() as i32..=high.ceil() as i32;
         let ticks = decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
         let name = |ns: f64| match ns {

@@ -69,7 +69,7 @@ impl Default for Options {
             ring: Ring::Auto,
             guest_memory: Backing::Anon,
             turns: 10,
-            samples: 1000,
+            samples: 400,
         }
     }
 }
@@ -158,6 +158,7 @@ fn boot(plan: &Plan, options: &Options) -> Result<Outcome, Error> {
         ..MachineConfig::default()
     };
     let outcome = run(kernel::ELF, &machine, &[], &mut NoHost)?;
+    log::debug!("{:?} of {} shapes: {:?}", plan.frames, plan.shapes.len(), outcome.timings);
     let lost = outcome.words[results::SAMPLES_LOST];
     match (outcome.status, &outcome.panic) {
         (_, Some(panic)) => Err(Error::Panic(panic.clone())),

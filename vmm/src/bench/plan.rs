@@ -60,7 +60,7 @@ pub struct Plan {
     pub frames: Frames,
     /// Pages of folios in a round, a multiple of 512.
     pub pages: u64,
-    /// Rounds that are timed, at least.
+    /// Rounds that are timed, at least; one in any case.
     pub rounds: u64,
     /// Samples of an operation on one folio, at least.
     pub samples: u64,
@@ -109,7 +109,7 @@ impl Plan {
     /// Rounds of `shape`, the one that is not timed left out.
     #[must_use]
     pub fn rounds(&self, shape: Shape) -> u64 {
-        self.rounds.max(self.samples.div_ceil(shape.folios(self.pages)))
+        self.rounds.max(self.samples.div_ceil(shape.folios(self.pages))).max(1)
     }
 
     /// Room for samples: no more than ten of each folio and its floor, and of each round.

@@ -41,9 +41,9 @@ pub(crate) const LAYERS: [Column; 7] = [
 
 /// How the layers were come by.
 pub(crate) const HOW: &str = "\
-Medians of frames that must be cleared. The manager's part is stamped within the fault, in runs of their own; exception and return is the rest of the total, and holds \
-what the host's MMU does, the recording of the manager's part too. Allocation, zeroing, copying, accounting, table stores and the flush are timed in loops, so they are warmer than in a fault; the residue is what \
-they leave of the manager's part: locks, vma look-up, walk, descriptor, and that difference. Of a copy, the first and those of counts and tables are of a folio of order 0. Stage 2 is a fault on memory that the host has yet to give, less one on memory it has given";
+Medians of frames that must be cleared. The manager's part and its zeroing are stamped within the fault, in runs of their own; exception and return is the rest of the total, and holds \
+what the host's MMU does, the recording of these parts too. Allocation, copying, accounting, table stores and the flush are timed in loops, so they are warmer than in a fault; the residue is what \
+they leave of the manager's part: locks, vma look-up, walk, descriptor, and that difference. Of a copy, the first and those of counts and tables are of a folio of order 0. Stage 2 is a fault on memory that the host has yet to give, less one on memory it has given; on one page of the folio, so it may be lost in noise where a folio is large";
 
 impl fmt::Display for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,14 +128,14 @@ impl Bench {
         }
         write!(f, "\n{:<6} {:<11} {:<18} {:>9}", "layers", "order", "scheme", "total")?;
         LAYERS.iter().try_for_each(|(name, _)| write!(f, " {:>width$}", name, width = name.len().max(9)))?;
-        writeln!(f, " {:>9}", "stage 2")?;
+        writeln!(f, " {:>9}", "+ stage 2")?;
         for layers in &self.layers {
             let order = if layers.leaf == 9 { format!("{} (2M leaf)", layers.order) } else { layers.order.to_string() };
             write!(f, "{:<6} {order:<11} {:<18} {:>9}", layers.what, layers.scheme, time(layers.total))?;
             LAYERS
                 .iter()
                 .try_for_each(|(name, of)| write!(f, " {:>width$}", time(of(layers)), width = name.len().max(9)))?;
-            writeln!(f, " {:>9}", layers.stage2.map_or_else(|| "-".to_owned(), |ns| format!("+{}", time(ns))))?;
+            writeln!(f, " {:>9}", layers.stage2.map_or_else(|| "-".to_owned(), time))?;
         }
         writeln!(f, "{HOW}")
     }
