@@ -59,6 +59,10 @@ impl Format for LongMode {
         Entry::Leaf(Leaf { pfn, attrs: attrs.with_if(raw & NO_EXECUTE == 0, Attrs::EXEC) })
     }
 
+    fn table_rights(raw: u64) -> Attrs {
+        Attrs((raw & (WRITE | USER)) as u16).with_if(raw & NO_EXECUTE == 0, Attrs::EXEC)
+    }
+
     #[inline]
     fn freeze(raw: u64) -> u64 {
         raw & !PRESENT | FROZEN

@@ -137,6 +137,12 @@ pub trait Format: Copy + fmt::Debug + Send + Sync + 'static {
             _ => None,
         }
     }
+    /// The rights that `raw`, a pointer to a table, leaves to what stands below it. The library's own pointers leave all of them, others' may not.
+    #[must_use]
+    fn table_rights(raw: u64) -> Attrs {
+        let _ = raw;
+        Attrs::WRITE.or(Attrs::USER).or(Attrs::EXEC)
+    }
     /// The leaf `raw`, frozen: absent to the MMU, with all that it says kept.
     fn freeze(raw: u64) -> u64;
     /// The leaf that `raw` was before it was frozen; `None` for anything else.

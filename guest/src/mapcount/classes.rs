@@ -96,6 +96,10 @@ impl<A: Accounting> Accounting for Classes<A> {
         [Class::Vm, Class::Nested].into_iter().any(|class| A::mapped(&Self::class(t, class)).value() != Some(false))
     }
 
+    fn is_composed<M: Memory>(t: &Target<'_, M>) -> bool {
+        A::mapped(&Self::class(t, Class::Nested)).value() != Some(false)
+    }
+
     fn said_mapped(pages: u64) -> Answer<u64> {
         A::said_mapped(pages)
     }

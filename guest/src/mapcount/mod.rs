@@ -184,6 +184,11 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether leaves that were composed from stage-2 leaves may map the folio: they go before those do.
+    fn is_composed<M: Memory>(_t: &Target<'_, M>) -> bool {
+        false
+    }
+
     /// Q1: does any leaf map the folio? Errs to yes.
     fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool>;
     /// Q2: does exactly one leaf?

@@ -65,6 +65,12 @@ impl<I> Flush<I> {
         self.first..self.end
     }
 
+    /// What waits to be released.
+    #[must_use]
+    pub fn items(&self) -> &[I] {
+        &self.items
+    }
+
     /// Whether nothing waits for it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

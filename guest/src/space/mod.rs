@@ -177,7 +177,7 @@ pub struct Metadata {
     pub large_folios: u64,
     /// Frames managed.
     pub frames: u64,
-    /// vmas and memslots, in frames' bytes.
+    /// vmas, memslots and shadow pages, in frames' bytes.
     pub vma_bytes: u64,
     /// Spaces, objects and VMs, in frames' bytes.
     pub directory_bytes: u64,
@@ -190,9 +190,10 @@ pub struct Manager<M, A> {
     vmas: Slab,
     spaces: Directory,
     objects: Directory,
-    /// Tenant VMs, and their memslots.
+    /// Tenant VMs, their memslots, and the table pages that are composed for them.
     pub(crate) vms: Directory,
     pub(crate) slots: Slab,
+    pub(crate) shadows: Slab,
     policy: Policy,
     limit: AtomicU64,
     ref_limit: AtomicU64,
@@ -240,6 +241,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             objects: Directory::new(),
             vms: Directory::new(),
             slots: Slab::new(crate::stage2::slot::WORDS),
+            shadows: Slab::new(crate::stage2::shadow_page::WORDS),
             policy,
             limit: AtomicU64::new(COUNT_LIMIT),
             ref_limit: AtomicU64::new(REF_LIMIT),
@@ -297,7 +299,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             folio_bytes: bytes(self.folios.nr_frames()),
             large_folios: self.folios.in_use(),
             frames: total,
-            vma_bytes: bytes(self.vmas.nr_frames() + self.slots.nr_frames()),
+            vma_bytes: bytes(self.vmas.nr_frames() + self.slots.nr_frames() + self.shadows.nr_frames()),
             directory_bytes: bytes(self.spaces.nr_frames() + self.objects.nr_frames() + self.vms.nr_frames()),
         }
     }
@@ -310,6 +312,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.objects.trim(&self.frames);
         self.vms.trim(&self.frames);
         self.slots.trim(&self.frames);
+        self.shadows.trim(&self.frames);
         self.frames.all_free()
     }
 

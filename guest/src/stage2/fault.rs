@@ -121,6 +121,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     /// # Errors
     /// [`VmFaultError`].
     pub fn vm_fault(&self, id: VmId, at: VmAccess) -> Result<VmFault, VmFaultError> {
+        self.serve_vm(id, at, false)
+    }
+
+    /// As [`vm_fault`](Self::vm_fault); `walker` says that a store is one of bits of the guest's own tables, which stay tracked.
+    pub(super) fn serve_vm(&self, id: VmId, at: VmAccess, walker: bool) -> Result<VmFault, VmFaultError> {
         let vm = self.vm(id);
         let space = self.space(vm.space());
         let mut host_faults = 0;
@@ -133,7 +138,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 }
                 let _region = A::NEEDS.region.then(|| lock_word(vm.region_lock()));
                 let entry = self.find_slot(&vm, at.view, at.gfn).ok_or(VmFaultError::NoSlot)?;
-                in_format!(vm.format(), F => self.vm_fault_in::<F>(&space, &vm, entry, at))?
+                let _shadows = vm.lock_shadows();
+                if at.access == Access::Write && !walker && !entry.get().flags.has(SlotFlags::READ_ONLY) {
+                    self.release_table(&vm, at.view, at.gfn);
+                }
+                in_format!(vm.format(), F => self.vm_fault_in::<F>(&space, &vm, entry, at, walker))?
             };
             match attempt {
                 Done(fault) => return Ok(VmFault { host_faults, ..fault }),
@@ -152,6 +161,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         vm: &Vm<'_>,
         entry: SlotRecord<'_>,
         at: VmAccess,
+        walker: bool,
     ) -> Result<Attempt, VmFaultError> {
         let slot = entry.get();
         let write = at.access == Access::Write;
@@ -161,14 +171,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let root = vm.root(at.view).expect("an address space with a slot has a root");
         let (place, now) = PageTable::<F>::new(root).deepest(self, at.gfn);
         let present = match now {
-            Entry::Leaf(leaf) if !write || leaf.attrs.has(Attrs::WRITE) => {
+            Entry::Leaf(leaf) if !write || leaf.attrs.has(if walker { HOST_WRITE } else { Attrs::WRITE }) => {
                 return Ok(Done(fault(VmFaultKind::Spurious, place.level, 0, Order::BASE)));
             }
             Entry::Leaf(leaf) => Some(leaf),
             _ => None,
         };
         let page = match slot.backing {
-            Backing::Device(first) => return self.map_device::<F>(vm, root, slot, first, at.gfn, place.level),
+            Backing::Device(first) => return self.map_device::<F>(vm, root, slot, first, at, place.level),
             Backing::Host(start) => start + (at.gfn - slot.gfn),
         };
         let Some(vma) = self.find_vma(space, page) else { return Ok(Host(page)) };
@@ -253,14 +263,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let gfn = at.gfn;
         let write = at.access == Access::Write;
         let logging = slot.flags.has(SlotFlags::LOGGING);
-        let writable = behind.write && !slot.flags.has(SlotFlags::READ_ONLY) && (write || !logging);
+        let storable = behind.write && !slot.flags.has(SlotFlags::READ_ONLY);
+        let writable = storable && (write || !logging);
         // The guest frames that the memory behind covers, within the slot. A slot's first page may lie inside of it.
         let start = gfn - (page - behind.pages.start).min(gfn - slot.gfn);
         let end = gfn + (behind.pages.end - page).min(slot.gfns().end - gfn);
         let frame = |gfn_of: u64| behind.first.add(page + gfn_of - gfn - behind.pages.start);
         let gfns = if logging { gfn..gfn + 1 } else { start..end };
         if present.is_some() {
-            return self.upgrade::<F>(root, entry, gfn, &gfns, frame, behind);
+            return self.upgrade::<F>(vm, root, entry, at, &gfns, frame, behind);
         }
         let max = if logging { Level::ONE } else { self.policy().max_leaf.min(behind.level).min(lowest) };
         let mut highest = max;
@@ -272,10 +283,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                     level <= highest
                         && gfns.start <= block
                         && block + level.entry_pages() <= gfns.end
+                        && self.shadowed(vm, at.view, block..block + level.entry_pages()) == 0
                         && behind.folio.is_some_and(|folio| fits_leaf(folio, frame(block), level))
                 })
                 .unwrap_or(Level::ONE);
-            match self.enter::<F>(vm, root, entry, gfn, &gfns, frame, behind.folio, level, writable) {
+            let attrs = leaf_attrs(writable).with_if(storable, HOST_WRITE);
+            match self.enter::<F>(vm, root, entry, at, &gfns, frame, behind.folio, level, attrs) {
                 // Smaller leaves may have a representation.
                 Err(VmFaultError::Refused(Refused::Shape)) if level > Level::ONE => {
                     highest = level.below().unwrap_or(Level::ONE);
@@ -298,12 +311,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         vm: &Vm<'_>,
         root: Pfn,
         entry: SlotRecord<'_>,
-        gfn: u64,
+        VmAccess { view, gfn, .. }: VmAccess,
         gfns: &Range<u64>,
         frame: impl Fn(u64) -> Pfn,
         folio: Option<Folio<'_>>,
         level: Level,
-        writable: bool,
+        attrs: Attrs,
     ) -> Result<Attempt, VmFaultError> {
         let part = match PageTable::<F>::new(root).cursor(self, gfn, gfn + 1).open(level) {
             Ok(part) => part,
@@ -328,15 +341,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         }
         let pfn = frame(part.page(range.start));
         let pages = range.len() as u64 * step;
-        let attrs = leaf_attrs(writable);
         let kind = if let Some(folio) = folio {
             let batch = stage2_batch(vm, entry, &part, pfn.raw() - folio.head().raw(), range.len());
             let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, range.clone());
             Classes::<A>::add(&self.counts(folio), &batch, beside).map_err(VmFaultError::Refused)?;
-            part.install(range.start, range.len(), Leaf { pfn, attrs });
+            self.install_tracked(vm, view, &part, range.clone(), Leaf { pfn, attrs });
             VmFaultKind::Mapped
         } else {
-            part.install(range.start, range.len(), Leaf { pfn, attrs: attrs.or(Attrs::UNTRACKED) });
+            let leaf = Leaf { pfn, attrs: attrs.or(Attrs::UNTRACKED) };
+            self.install_tracked(vm, view, &part, range.clone(), leaf);
             VmFaultKind::Device
         };
         vm.leaves(level).fetch_add(range.len() as u64, Relaxed);
@@ -344,11 +357,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     }
 
     /// Lets the leaves around `gfn`, within `gfns`, be stored to: they lead where the host's lead, which may be. What is made is never more than a table's worth.
+    #[expect(clippy::too_many_arguments, reason = "where the leaf stands, and what it is derived from")]
     fn upgrade<F: Format>(
         &self,
+        vm: &Vm<'_>,
         root: Pfn,
         entry: SlotRecord<'_>,
-        gfn: u64,
+        VmAccess { view, gfn, .. }: VmAccess,
         gfns: &Range<u64>,
         frame: impl Fn(u64) -> Pfn,
         behind: &Behind<'_>,
@@ -369,7 +384,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             if part.leaf(at).is_none_or(|leaf| leaf.pfn != frame(part.page(at))) {
                 return Ok(Again);
             }
-            part.change(at, 1, Attrs::NONE, leaf_attrs(true));
+            let attrs = leaf_attrs(true);
+            let attrs = if self.is_tracked(vm, view, gfn) { attrs.without(Attrs::WRITE) } else { attrs };
+            part.change(at, 1, Attrs::NONE, attrs);
             return Ok(Done(fault(VmFaultKind::Upgraded, level, step, Order::BASE)));
         }
         debug_assert!(covers(at), "the part is of this guest frame");
@@ -379,13 +396,19 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         }
         let end = part.span().end.min(gfns.end);
         let mut range = at..at + 1;
-        while range.start > 0 && part.page(range.start) > gfns.start && leads(range.start - 1) {
-            range.start -= 1;
+        if self.is_tracked(vm, view, gfn) {
+            // For whoever walks the guest's tables.
+            part.change(at, 1, Attrs::NONE, leaf_attrs(true).without(Attrs::WRITE));
+        } else {
+            let leads = |i: usize| leads(i) && !self.is_tracked(vm, view, part.page(i));
+            while range.start > 0 && part.page(range.start) > gfns.start && leads(range.start - 1) {
+                range.start -= 1;
+            }
+            while part.page(range.end - 1) + step < end && leads(range.end) {
+                range.end += 1;
+            }
+            part.change(range.start, range.len(), Attrs::NONE, leaf_attrs(true));
         }
-        while part.page(range.end - 1) + step < end && leads(range.end) {
-            range.end += 1;
-        }
-        part.change(range.start, range.len(), Attrs::NONE, leaf_attrs(true));
         let slot = entry.get();
         if slot.flags.has(SlotFlags::LOGGING) {
             self.note_dirty(entry, gfn);
@@ -400,7 +423,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         root: Pfn,
         slot: Slot,
         first: Pfn,
-        gfn: u64,
+        VmAccess { view, gfn, .. }: VmAccess,
         lowest: Level,
     ) -> Result<Attempt, VmFaultError> {
         let writable = !slot.flags.has(SlotFlags::READ_ONLY);
@@ -408,6 +431,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let level = if lowest >= Level::TWO && self.policy().max_leaf >= Level::TWO {
             let block = gfn & !(Level::TWO.entry_pages() - 1);
             let whole = slot.gfn <= block && block + Level::TWO.entry_pages() <= slot.gfns().end;
+            let whole = whole && self.shadowed(vm, view, block..block + Level::TWO.entry_pages()) == 0;
             let congruent = |block: u64| frame(block).raw().is_multiple_of(Level::TWO.entry_pages());
             if whole && congruent(block) { Level::TWO } else { Level::ONE }
         } else {
@@ -424,7 +448,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         }
         let attrs = leaf_attrs(writable).or(Attrs::UNTRACKED);
         let attrs = attrs.with_if(slot.flags.has(SlotFlags::UNCACHED), Attrs::UNCACHED);
-        part.install(i, 1, Leaf { pfn: frame(part.page(i)), attrs });
+        self.install_tracked(vm, view, &part, i..i + 1, Leaf { pfn: frame(part.page(i)), attrs });
         vm.leaves(level).fetch_add(1, Relaxed);
         Ok(Done(fault(VmFaultKind::Device, level, level.entry_pages(), Order::BASE)))
     }
@@ -434,8 +458,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 /// is allowed, as only the log tells stores apart.
 pub(super) fn leaf_attrs(writable: bool) -> Attrs {
     let attrs = Attrs::USER.or(Attrs::EXEC).or(Attrs::ACCESSED);
-    attrs.with_if(writable, Attrs::WRITE.or(Attrs::DIRTY))
+    attrs.with_if(writable, Attrs::WRITE.or(Attrs::DIRTY).or(HOST_WRITE))
 }
+
+/// Of a stage-2 or nested leaf: what stands below allows stores, though the leaf itself may not, because a log or the tracking of a table wants to see them. Whoever walks
+/// the guest's tables sets their accessed and dirty bits by it. Leaves of VMs have no use for the bit of exclusive pages.
+pub(super) const HOST_WRITE: Attrs = Attrs::EXCLUSIVE;
 
 fn fault(kind: VmFaultKind, level: Level, pages: u64, order: Order) -> VmFault {
     VmFault { kind, level, pages, order, host_faults: 0 }

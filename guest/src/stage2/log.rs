@@ -8,6 +8,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::cut::Change;
 use super::fault::leaf_attrs;
 use super::slot::{Backing, SlotFlags, SlotRecord};
 use super::zap::stage2_batch;
@@ -151,12 +152,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             if let Some(span) = no_frames.take() {
                 // Without a table the leaf goes: the log misses nothing, and faults bring the pages back one by one.
                 drop(part);
-                self.finish_stage2(vm, view, root, &mut flush);
+                self.finish_stage2(vm, view, root, &mut flush, Change::Narrowed);
                 self.drop_leaf::<F>(vm, view, root, entry, span.clone());
                 cursor.seek(span.end.max(gfns.start));
             }
         }
-        self.finish_stage2(vm, view, root, &mut flush);
+        self.finish_stage2(vm, view, root, &mut flush, Change::Narrowed);
     }
 
     /// Removes the one leaf over `span`. The region lock is held.
@@ -175,7 +176,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             vm.leaves(part.level()).fetch_sub(1, Relaxed);
             flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
         }
-        self.finish_stage2(vm, view, root, &mut flush);
+        self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
     }
 
     /// Makes large leaves of what the log has split, block by block.
@@ -230,6 +231,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             return;
         }
         let _region = A::NEEDS.region.then(|| lock_word(vm.region_lock()));
+        let shadows = vm.lock_shadows();
+        if self.shadowed(vm, view, block..block + step) > 0 {
+            // Tables of the guest there are tracked page by page.
+            return;
+        }
         // All leaves alike: a store is allowed where the host's leaf, which stays as the space is held and its table locked, allows it.
         let mut host = space.table().cursor(self, page, page + step);
         let Some(host) = host.next() else { return };
@@ -259,7 +265,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             Classes::<A>::collapse(&self.counts(folio), &batch, beside);
         }
         drop(host);
-        self.finish_stage2(vm, view, root, &mut flush);
+        drop(shadows);
+        self.finish_stage2(vm, view, root, &mut flush, Change::Narrowed);
     }
 }
 

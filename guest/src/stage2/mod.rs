@@ -14,17 +14,38 @@
 //! | [`log`] | the dirty log: eager split, harvest, recovery of large leaves |
 //! | [`harvest`] | which guest frames were accessed |
 //! | [`discard`] | memory that a guest gives back |
+//!
+//! Engine `shadow`, and tenants of tenants on every engine, need tables that are composed from those that the guest builds in its memory, and what stands below:
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`roots`] | composed tables: made, retired, reaped |
+//! | [`compose`] | an access that a composed table does not allow: served, or reflected to the guest |
+//! | [`shadow_page`] | one composed table page, and the graph of them |
+//! | [`track`] | stores to the guest's tables are noticed |
+//! | [`sync`] | the guest's flush: what it changed unnoticed goes |
+//! | [`cut`] | removal of what was composed |
 
+pub mod compose;
+pub mod cut;
 pub mod discard;
 pub mod fault;
 pub mod harvest;
 pub mod log;
+pub mod roots;
+pub mod shadow_page;
 pub mod slot;
+pub mod sync;
+pub mod track;
 pub mod zap;
 
+pub use compose::{ComposeError, Composed, ComposedKind, Missing, Reflection};
 pub use fault::{VmAccess, VmFault, VmFaultError, VmFaultKind};
 pub use log::LogError;
+pub use roots::{RootError, RootId};
+pub use shadow_page::Kind;
 pub use slot::{Backing, Slot, SlotError, SlotFlags, SlotId};
+pub use sync::GuestFlush;
 
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
@@ -36,7 +57,7 @@ use crate::mapcount::{Accounting, Classes, Neighbours};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{PageTable, Part, Place, Tables};
 use crate::space::{Manager, MapError, SpaceId};
-use crate::sync::{AtomicU64, Field, ReadGuard, WriteGuard, read_lock, write_lock};
+use crate::sync::{AtomicU64, Field, ReadGuard, WordGuard, WriteGuard, lock_word, read_lock, write_lock};
 use core::ops::Range;
 
 /// How a VM's stage-2 tables are written.
@@ -160,6 +181,31 @@ impl<'a> Vm<'a> {
     fn leaves(&self, level: Level) -> &'a AtomicU64 {
         &self.words[9 + level.get() as usize]
     }
+    /// Serialises everything that is composed for the VM, and which guest frames are tracked. Inside its lock and the region lock.
+    pub(super) fn shadow_lock(&self) -> &'a AtomicU64 {
+        &self.words[13]
+    }
+    /// The frame of the buckets of shadow pages; 0 before the first root. Written under the VM's lock.
+    fn shadows_word(&self) -> &'a AtomicU64 {
+        &self.words[14]
+    }
+    /// Composed leaves, by kind.
+    fn composed_word(&self) -> &'a AtomicU64 {
+        &self.words[15]
+    }
+    /// The frame of the buckets, of a VM for which tables are composed.
+    fn shadows(&self) -> Option<Pfn> {
+        let frame = self.shadows_word().load(Relaxed);
+        (frame != 0).then(|| Pfn::new(frame))
+    }
+    /// The shadow lock, if there is anything to lock. The caller holds the VM.
+    fn lock_shadows(&self) -> Option<WordGuard<'a>> {
+        self.shadows().map(|_| lock_word(self.shadow_lock()))
+    }
+    /// How the composed tables of a kind are written.
+    pub(crate) fn composed_format(&self, kind: Kind) -> Stage2Format {
+        if kind == Kind::Nested { self.format() } else { Stage2Format::LongMode }
+    }
     pub(crate) fn root(&self, space: AsId) -> Option<Pfn> {
         let root = self.root_word(space).load(Relaxed);
         (root != 0).then(|| Pfn::new(root))
@@ -211,6 +257,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         {
             let _guard = write_lock(vm.lock());
             assert!(vm.is_zombie(), "a VM in service was reaped");
+            self.reap_roots(&vm);
             for view in AsId::ALL {
                 while let Some(slot) = self.first_slot(&vm, view) {
                     self.remove_slot_locked(&vm, view, slot);

@@ -3,6 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::cut::Change;
 use super::slot::{Backing, SlotRecord};
 use super::{AsId, Vm, in_format};
 use crate::addr::{Level, Pfn};
@@ -93,10 +94,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             drop(part);
             if flush.is_full() {
-                self.finish_stage2(vm, view, root, &mut flush);
+                self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
             }
         }
-        self.finish_stage2(vm, view, root, &mut flush);
+        self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
     }
 
     /// Splits the leaf at `i`, and tells the counts in one operation; false when there is no frame for the table.
@@ -126,11 +127,38 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Finishes a flush of stage-2 tables: what was composed from them goes first, what they led to is uncounted last.
-    pub(super) fn finish_stage2(&self, vm: &Vm<'_>, view: AsId, root: Pfn, flush: &mut Flush<Removed<'_>>) {
+    pub(super) fn finish_stage2(
+        &self,
+        vm: &Vm<'_>,
+        view: AsId,
+        root: Pfn,
+        flush: &mut Flush<Removed<'_>>,
+        change: Change,
+    ) {
+        let _shadows = vm.lock_shadows();
+        self.finish_stage2_locked(vm, view, root, flush, change);
+    }
+
+    /// As [`finish_stage2`](Self::finish_stage2), with the shadow lock.
+    pub(super) fn finish_stage2_locked(
+        &self,
+        vm: &Vm<'_>,
+        view: AsId,
+        root: Pfn,
+        flush: &mut Flush<Removed<'_>>,
+        change: Change,
+    ) {
         if flush.is_empty() {
             return;
         }
-        let _ = (vm, view);
+        if vm.shadows().is_some() {
+            // The folios know whether there is anything to look for, if it is about them alone.
+            let (pages, items) = (flush.pages(), flush.items());
+            let known: u64 = items.iter().map(|removed| u64::from(removed.batch.pages)).sum();
+            let all_known = !pages.is_empty() && known == pages.end - pages.start;
+            let is_composed = |removed: &Removed<'_>| A::is_composed(&self.counts(removed.folio));
+            self.drop_composed(vm, view, pages, change, !all_known || items.iter().any(is_composed));
+        }
         flush.finish(&Stage2Tlb(self.memory()), self, root, |removed| self.uncount_stage2(removed));
     }
 
@@ -149,7 +177,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // Whole tables only, though those at the edges may be empty too: they stay until the VM goes.
         let mut flush = Flush::<Removed<'_>>::new();
         PageTable::<F>::new(root).prune(self, gfns.clone(), gfns, &mut flush);
-        self.finish_stage2(vm, view, root, &mut flush);
+        self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
     }
 
     /// Frees all tables below a root without leaves.

@@ -104,7 +104,7 @@ impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
             part.clear(entries.start, entries.len());
         }
         flush.add_pages(0, pages);
-        self.second.prune(self.tables, 0, pages, &mut flush);
+        self.second.prune(self.tables, 0..pages, 0..pages, &mut flush);
         self.finish(&mut flush);
         self.tables.free_table(self.second.root(), true);
         self.nested

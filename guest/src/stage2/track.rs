@@ -1,0 +1,133 @@
+//! Tracking of the guest's tables: those that something is composed from are write-protected in stage 2, and so in all that is composed from it.
+//!
+//! A store to such a table faults. One of the last level becomes *unsync*: stores are allowed from then on, and what was composed from it is stale until the guest flushes, as
+//! in a TLB. The shadow page of one above dies, for its entries stand for whole tables; a root, which an MMU may have loaded, is emptied instead. Tracking goes by
+//! guest frame: a store by another way, of the VMM or through another slot over the same memory, is not seen.
+//!
+//! A block with tables that something was composed from has no larger leaf in stage 2 (SCHEMES.md, nested levels, N7).
+
+use core::ops::Range;
+
+use super::cut::{Change, Cut};
+use super::zap::stage2_batch;
+use super::{AsId, Vm, in_format};
+use crate::addr::Level;
+use crate::format::{Attrs, Format, Leaf};
+use crate::mapcount::Accounting;
+use crate::memory::{Memory, Tlb};
+use crate::page_table::{Flush, PageTable, Part};
+use crate::space::{Manager, Removed};
+use core::sync::atomic::Ordering::Relaxed;
+
+impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// Whether stores to guest frame `gfn` are wanted to fault. With the shadow lock.
+    pub(super) fn is_tracked(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> bool {
+        self.shadow_pages_near(vm, gfn).any(|page| {
+            let role = page.role();
+            page.gfn() == gfn && !role.direct && role.view == view && page.is_tracked()
+        })
+    }
+
+    /// Shadow pages of tables in guest frames `gfns`.
+    pub(super) fn shadowed(&self, vm: &Vm<'_>, view: AsId, gfns: Range<u64>) -> usize {
+        if vm.shadows().is_none() {
+            return 0;
+        }
+        let (first, last) = (gfns.start >> 9, (gfns.end - 1) >> 9);
+        let blocks = first..=last;
+        blocks
+            .flat_map(|block| self.shadow_pages_near(vm, block << 9).filter(move |page| page.gfn() >> 9 == block))
+            .filter(|page| {
+                let role = page.role();
+                !role.direct
+                    && role.view == view
+                    && gfns.contains(&page.gfn())
+                    && (page.is_tracked() || !page.is_root())
+            })
+            .count()
+    }
+
+    /// Installs leaves of consecutive memory; those of tracked guest frames do not allow stores.
+    pub(super) fn install_tracked<F: Format>(
+        &self,
+        vm: &Vm<'_>,
+        view: AsId,
+        part: &Part<'_, F, Self>,
+        range: Range<usize>,
+        leaf: Leaf,
+    ) {
+        let step = part.level().entry_pages();
+        let has_tables = |i: usize| self.shadowed(vm, view, part.page(i)..part.page(i) + step) > 0;
+        if vm.shadows().is_none() || self.shadowed(vm, view, part.page(range.start)..part.page(range.end)) == 0 {
+            return part.install(range.start, range.len(), leaf);
+        }
+        debug_assert!(
+            part.level() == Level::ONE || !range.clone().any(has_tables),
+            "a large leaf over a guest's table"
+        );
+        for i in range.clone() {
+            let attrs =
+                if self.is_tracked(vm, view, part.page(i)) { leaf.attrs.without(Attrs::WRITE) } else { leaf.attrs };
+            part.install(i, 1, Leaf { pfn: leaf.pfn.add((i - range.start) as u64 * step), attrs });
+        }
+    }
+
+    /// Takes the right to store away from guest frame `gfn`, in stage 2 and in all that is composed. A larger leaf is split, or is gone, with all
+    /// that was composed from it, when there is no frame for that. With the shadow lock, and that of regions.
+    pub(super) fn protect_table(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Change {
+        in_format!(vm.format(), F => self.protect_table_in::<F>(vm, view, gfn))
+    }
+
+    fn protect_table_in<F: Format>(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Change {
+        let (Some(root), Some(entry)) = (vm.root(view), self.find_slot(vm, view, gfn)) else { return Change::Narrowed };
+        let mut flush = Flush::<Removed<'_>>::new();
+        let mut change = Change::Narrowed;
+        let mut cursor = PageTable::<F>::new(root).cursor(self, gfn, gfn + 1);
+        while let Some(part) = cursor.next() {
+            let i = part.range().start;
+            let Some(leaf) = part.leaf(i) else { break };
+            if part.level() == Level::ONE {
+                part.change(i, 1, Attrs::WRITE, Attrs::NONE);
+                flush.add_pages(gfn, 1);
+                break;
+            }
+            if self.split_stage2(vm, root, entry, &part, i, &mut flush) {
+                cursor.seek(gfn);
+                continue;
+            }
+            change = Change::Gone;
+            let attrs = part.clear(i, 1);
+            flush.add_pages(part.page(i), part.level().entry_pages());
+            vm.leaves(part.level()).fetch_sub(1, Relaxed);
+            if !leaf.attrs.has(Attrs::UNTRACKED) {
+                let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+                let batch = stage2_batch(vm, entry, &part, leaf.pfn.raw() - folio.head().raw(), 1);
+                let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, i..i + 1);
+                flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            }
+        }
+        self.finish_stage2_locked(vm, view, root, &mut flush, change);
+        change
+    }
+
+    /// The guest stores to `gfn`: if it is a table, it is no longer tracked. With the shadow lock.
+    pub(super) fn release_table(&self, vm: &Vm<'_>, view: AsId, gfn: u64) {
+        if vm.shadows().is_none() {
+            return;
+        }
+        let mut cut = Cut::new();
+        while let Some(page) = self.shadow_pages_near(vm, gfn).find(|page| {
+            let role = page.role();
+            page.gfn() == gfn && !role.direct && role.view == view && page.is_tracked()
+        }) {
+            if page.is_root() {
+                self.empty_root(vm, page, &mut cut);
+            } else if page.role().level == Level::ONE {
+                page.set_tracked(false);
+            } else {
+                self.kill_shadow(vm, page, Change::Gone, &mut cut);
+            }
+        }
+        self.finish_cut(vm, &mut cut);
+    }
+}
