@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kvm_ioctls::Kvm;
 
+use crate::cpuid::Guests;
 use crate::kvm;
 
 /// Whether the host has it.
@@ -76,6 +77,7 @@ pub fn examine() -> Report {
             findings.push(has("/dev/kvm", "API version 12"));
             findings.push(module());
             findings.extend(capabilities(&kvm));
+            findings.push(guests(&kvm));
         }
         Err(error) => {
             let text = error.to_string();
@@ -194,6 +196,25 @@ fn capabilities(kvm: &Kvm) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether tenant VMs of ours can run on real EPT or NPT: KVM must hand VMX or SVM on.
+fn guests(kvm: &Kvm) -> Finding {
+    const WHAT: &str = "VMX or SVM for guests";
+    match Guests::offered(kvm) {
+        Ok(Some(guests)) => has(WHAT, guests.name()),
+        Ok(None) if kvm_modules().contains(&"kvm_pvm") => lacks(
+            WHAT,
+            "kvm_pvm has neither",
+            "a host with kvm_intel or kvm_amd: bare metal, or an instance with nested virtualization",
+        ),
+        Ok(None) => lacks(
+            WHAT,
+            "KVM hands on neither",
+            "reload the module: modprobe -r kvm_intel; modprobe kvm_intel nested=1 (or kvm_amd)",
+        ),
+        Err(error) => lacks(WHAT, error.to_string(), "another kvm module"),
+    }
 }
 
 fn virtualization() -> Finding {

@@ -19,6 +19,7 @@ use quire::abi::results::{self, NOT_MAPPED, REQUEST, status};
 use quire::abi::sample::Sample;
 use quire::abi::{BootInfo, OP_WORDS, Placement, bell, boot, survey};
 
+use crate::cpuid::Guests;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::layout::Layout;
@@ -47,6 +48,8 @@ pub struct MachineConfig {
     pub stats: bool,
     /// The guest's tables may hold leaves of 1 GiB.
     pub gigabyte_leaves: bool,
+    /// The guest may have guests of its own, which KVM must offer.
+    pub guests: bool,
 }
 
 impl Default for MachineConfig {
@@ -60,6 +63,7 @@ impl Default for MachineConfig {
             boot: BootInfo::new(),
             stats: false,
             gigabyte_leaves: false,
+            guests: false,
         }
     }
 }
@@ -298,7 +302,12 @@ pub fn run(
     // SAFETY: the mapping has that length and outlives the VM, which is declared after it and dropped before it.
     unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("give guest memory to the VM"))?;
     timings.vm = lap.next();
-    let mut vcpu = Vcpu::new(&vm, config.watchdog, config.gigabyte_leaves)?;
+    // Not asked for nothing: the answer takes as long as the rest of a launch on some hosts.
+    let guests = match config.guests {
+        true => Some(Guests::offered(&kvm)?.ok_or(Error::KvmLacks("VMX and SVM for guests"))?),
+        false => None,
+    };
+    let mut vcpu = Vcpu::new(&vm, config.watchdog, config.gigabyte_leaves, guests.as_ref())?;
     let tsc_khz = vcpu.fd().get_tsc_khz().unwrap_or(0);
     timings.vcpu = lap.next();
     let loaded = loading::load(&memory, image)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot;
-use crate::cpuid;
+use crate::cpuid::{self, Guests};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::layout::Layout;
@@ -26,13 +26,14 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// The VM's only CPU. It may run for `limit` without an exit, and its tables may hold leaves of 1 GiB if `gigabyte_leaves` says so.
+    /// The VM's only CPU. It may run for `limit` without an exit, its tables may hold leaves of 1 GiB if `gigabyte_leaves` says so, and it may
+    /// have guests by `guests`.
     ///
     /// # Errors
     /// What KVM refused.
-    pub fn new(vm: &VmFd, limit: Duration, gigabyte_leaves: bool) -> Result<Self, Error> {
+    pub fn new(vm: &VmFd, limit: Duration, gigabyte_leaves: bool, guests: Option<&Guests>) -> Result<Self, Error> {
         let fd = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid::baseline(gigabyte_leaves)?).map_err(Error::kvm("set CPUID"))?;
+        fd.set_cpuid2(&cpuid::baseline(gigabyte_leaves, guests)?).map_err(Error::kvm("set CPUID"))?;
         let watchdog = Watchdog::start((limit / LOOKS).max(Duration::from_millis(1)))?;
         Ok(Self { fd, limit, _watchdog: watchdog, exits: 0 })
     }

@@ -56,6 +56,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         boot: words,
         stats: true,
         gigabyte_leaves,
+        guests: false,
     };
     let outcome = run(kernel::ELF, &machine, &workload.encoded, &mut NoHost)?;
     if let Some(panic) = outcome.panic {

@@ -1,5 +1,5 @@
 //! What a test needs of the host. Without it the test is skipped with a line that says why, unless the environment
-//! variable `QUIRE_REQUIRE` lists the need (`kvm,perf,qemu,bochs,linux`): then the test fails.
+//! variable `QUIRE_REQUIRE` lists the need (`kvm,guests,perf,qemu,bochs,linux`): then the test fails.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,20 @@ fn met(what: &str, missing: Option<String>) -> bool {
 #[allow(dead_code, reason = "not every test file needs it")]
 pub fn kvm() -> bool {
     met("kvm", quire_vmm::kvm::open().err().map(|error| error.to_string()))
+}
+
+/// A KVM whose guests can have guests.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub fn guests() -> bool {
+    let offered = quire_vmm::kvm::open().and_then(|kvm| quire_vmm::cpuid::Guests::offered(&kvm));
+    met(
+        "guests",
+        match offered {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("KVM offers neither VMX nor SVM to guests".to_owned()),
+            Err(error) => Some(error.to_string()),
+        },
+    )
 }
 
 /// Leave to trace programs and to sample their page faults.
