@@ -7,7 +7,8 @@ mod needs;
 use std::time::Duration;
 
 use quire::abi::results::{LOOP_RING0, LOOP_RING3, RING, ROOT, STAMP_PAIR};
-use quire::abi::{OP_WORDS, boot, checksum, flags, ring, sample, stamp};
+use quire::abi::{OP_WORDS, boot, checksum, flags, nested, ring, sample, stamp};
+use quire_vmm::cpuid::Guests;
 use quire_vmm::memory::{Backing, Populate};
 use quire_vmm::{Error, Host, MachineConfig, NoHost, Outcome, Paused, Status, kernel, run, walk};
 
@@ -65,6 +66,27 @@ fn every_backing_works_lazily_and_populated() {
             pass(&MachineConfig { backing, populate, ..config(ring::AUTO, 0) }, &mut NoHost);
         }
     }
+}
+
+/// Guests of the kernel, on the host's own second level of paging.
+#[test]
+fn guests_run_where_kvm_offers_vmx_or_svm() {
+    if !needs::guests() {
+        return;
+    }
+    let config = MachineConfig { guests: true, ..config(ring::ZERO, flags::NESTED) };
+    let outcome = pass(&config, &mut NoHost);
+    assert!(matches!(outcome.general()[nested::KIND], 1 | 2));
+}
+
+#[test]
+fn a_kvm_without_guests_says_so() {
+    if !needs::kvm() || quire_vmm::kvm::open().and_then(|kvm| Guests::offered(&kvm)).unwrap().is_some() {
+        return;
+    }
+    let config = MachineConfig { guests: true, ..config(ring::ZERO, flags::NESTED) };
+    let error = run(kernel::ELF, &config, &[], &mut NoHost).unwrap_err();
+    assert_eq!((error.to_string().as_str(), error.exit_code()), ("this KVM lacks VMX and SVM for guests", 4));
 }
 
 /// Looks at the floor's pages through the VMM's walk and KVM's.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, results, ring};
+use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, nested, results, ring};
 use quire_vmm::replay::{Backend, Config, Ring, boot_words, replay};
 use quire_vmm::workload::Workload;
 use quire_vmm::{flat, kernel};
@@ -88,13 +88,17 @@ fn qemu(program: &Path, arguments: &[&str]) -> String {
 }
 
 fn qemu_with(mib: u64, program: &Path, arguments: &[&str]) -> String {
+    passes(qemu_command(mib, program, arguments), 2 * bell::QEMU_PASS as i32 + 1)
+}
+
+fn qemu_command(mib: u64, program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command
         .args(["-accel", "tcg", "-machine", "pc", "-cpu", "max", "-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-m", &mib.to_string(), "-debugcon", "stdio"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(arguments);
-    passes(command, 2 * bell::QEMU_PASS as i32 + 1)
+    command
 }
 
 /// What Bochs needs beside its command line; the files are in the directory it runs in. It is Debian's debugger build,
@@ -103,7 +107,7 @@ const BOCHS: &str = "\
 plugin_ctrl: unmapped=1, biosdev=0, speaker=0, extfpuirq=0, parallel=0, serial=0, gameport=0, iodebug=0
 config_interface: textconfig
 display_library: term
-cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=0
+cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest=64, host=64
 romimage: file=rom.bin
 vgaromimage: file=vga.bin
@@ -122,19 +126,34 @@ info: action=ignore
 debug: action=ignore
 ";
 
+/// The CPU that Bochs is, unless a test wants another.
+const BOCHS_CPU: &str = "corei7_skylake_x";
+
 /// Runs Bochs on `image`; returns what the kernel wrote. The run must pass.
 fn bochs(program: &Path, scratch: &Scratch, image: &[u8]) -> String {
-    scratch.file("bochs.rc", BOCHS.as_bytes());
+    passes(bochs_command(program, scratch, image, BOCHS_CPU), 0)
+}
+
+fn bochs_command(program: &Path, scratch: &Scratch, image: &[u8], cpu: &str) -> Command {
+    scratch.file("bochs.rc", BOCHS.replace(BOCHS_CPU, cpu).as_bytes());
     scratch.file("debugger.rc", b"c\nq\n");
     scratch.file("rom.bin", &rom(image));
     scratch.file("vga.bin", &[0; 512]);
     let mut command = Command::new(program);
     command.args(["-q", "-f", "bochs.rc", "-rc", "debugger.rc"]).current_dir(&scratch.0).env("TERM", "vt100");
-    passes(command, 0)
+    command
 }
 
-/// Runs an emulator, kills it when it takes too long, and checks that the kernel's run passed.
-fn passes(mut command: Command, status: i32) -> String {
+/// Runs an emulator, and checks that the kernel's run passed.
+fn passes(command: Command, status: i32) -> String {
+    let (code, text, errors) = ends(command);
+    assert_eq!(code, Some(status), "it said: {errors}\nthe kernel: {text}");
+    assert!(text.lines().any(|line| line == "quire: RESULT PASS"), "{text}");
+    text
+}
+
+/// Runs an emulator, and kills it when it takes too long: its exit code, what the kernel wrote, and what it said itself.
+fn ends(mut command: Command) -> (Option<i32>, String, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -145,10 +164,8 @@ fn passes(mut command: Command, status: i32) -> String {
     }
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "it said: {errors}\nthe kernel: {text}");
-    assert!(text.lines().any(|line| line == "quire: RESULT PASS"), "{text}");
-    text
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text, errors)
 }
 
 /// The results word `index` among the lines of `text`.
@@ -159,8 +176,12 @@ fn word(text: &str, index: usize) -> u64 {
 
 /// The flat image with orders for a run at `ring`.
 fn flat_image(ring: u64) -> Vec<u8> {
+    image_for(&words(ring))
+}
+
+fn image_for(words: &BootInfo) -> Vec<u8> {
     let mut image = flat::flatten(kernel::ELF).unwrap();
-    image.extend(flat::orders(&words(ring), &OPS));
+    image.extend(flat::orders(words, &OPS));
     image
 }
 
@@ -303,4 +324,92 @@ fn a_gigabyte_in_one_leaf_under_qemu() {
         assert_eq!(word(&text, results::GENERAL + quire::abi::replay::word::SPLITS), 3, "{text}");
         text
     });
+}
+
+/// The image whose run is the checks of guests, with these flags more.
+fn nested_image(ring: u64, more: u64) -> Vec<u8> {
+    let mut words = words(ring);
+    words[boot::FLAGS] |= flags::NESTED | more;
+    image_for(&words)
+}
+
+/// What the kernel should have found out about the CPU's second level of paging, and done with it; how many pages the library inside a guest
+/// needed.
+fn check_nested(text: &str, kind: u64, accessed_dirty: bool, gigabyte_leaves: bool) -> u64 {
+    let get = |index| word(text, results::GENERAL + index);
+    assert_eq!(get(nested::KIND), kind, "{text}");
+    assert_eq!(get(nested::ACCESSED_DIRTY), u64::from(accessed_dirty), "{text}");
+    assert_eq!(get(nested::GIGABYTE_LEAVES), u64::from(gigabyte_leaves), "{text}");
+    assert_eq!(get(nested::FAULT_PAGES), 256, "{text}");
+    assert!(get(nested::FAULT_TICKS) > 0 && get(nested::HYPERCALL_TICKS) > 0, "{text}");
+    // Every entry ends in a violation, a hypercall, or one of the few exits that the checks make: misconfigured, undefined, two page
+    // faults, halt, port.
+    let counts = [nested::ENTRIES, nested::VIOLATIONS, nested::GUEST_WALKS, nested::HYPERCALLS].map(get);
+    assert_eq!(counts[0], counts[1] + counts[3] + 6, "{text}");
+    // The library inside a guest reports every page it has stored to, in two spaces, and its end.
+    assert_eq!(get(nested::INSIDE_HYPERCALLS), 2 * (48 + 64) + 1, "{text}");
+    // The same on every CPU that has all of it.
+    if accessed_dirty && gigabyte_leaves {
+        assert_eq!(counts, [588, 293, 7, 289], "{text}");
+    }
+    get(nested::INSIDE_VIOLATIONS)
+}
+
+#[test]
+fn guests_run_on_npt_under_qemu() {
+    let Some(program) = needs::qemu() else { return };
+    let scratch = Scratch::new("nested-qemu");
+    let rom = scratch.file("rom.bin", &rom(&nested_image(ring::ZERO, 0)));
+    let pages = check_nested(&qemu(&program, &["-bios", rom.to_str().unwrap()]), 2, true, true);
+    assert!(pages > 30, "{pages}");
+}
+
+/// Both vendors, and CPUs with and without accessed and dirty bits and leaves of 1 GiB in EPT.
+#[test]
+fn guests_run_on_ept_and_npt_on_bochs() {
+    let Some(program) = needs::bochs() else { return };
+    let cpus = [(BOCHS_CPU, 1, true), ("corei5_lynnfield_750", 1, false), ("ryzen", 2, true)];
+    let pages = cpus.map(|(cpu, kind, all)| {
+        let scratch = Scratch::new(cpu);
+        let text = passes(bochs_command(&program, &scratch, &nested_image(ring::ZERO, 0), cpu), 0);
+        check_nested(&text, kind, all, all)
+    });
+    assert!(pages[0] > 30 && pages == [pages[0]; 3], "{pages:?}");
+}
+
+/// Emulators do not show that a flush was forgotten: the kernel itself must refuse to enter the guest.
+#[test]
+fn no_guest_is_entered_on_stale_translations() {
+    let stops = |(_, text, errors): (Option<i32>, String, String)| {
+        assert!(text.contains("a guest is entered on stale translations"), "{errors}{text}");
+        assert!(text.lines().any(|line| line == "quire: RESULT PANIC"), "{text}");
+    };
+    let image = nested_image(ring::ZERO, flags::STALE);
+    if let Some(program) = needs::qemu() {
+        let scratch = Scratch::new("stale-qemu");
+        let rom = scratch.file("rom.bin", &rom(&image));
+        stops(ends(qemu_command(MEMORY_MIB, &program, &["-bios", rom.to_str().unwrap()])));
+    }
+    if let Some(program) = needs::bochs() {
+        let scratch = Scratch::new("stale-bochs");
+        stops(ends(bochs_command(&program, &scratch, &image, BOCHS_CPU)));
+    }
+}
+
+/// What a guest needs and is not there is one line and a run that failed.
+#[test]
+fn a_cpu_without_guests_and_a_ring_without_them_say_so() {
+    let Some(program) = needs::qemu() else { return };
+    for (ring, cpu, line) in [
+        (ring::ZERO, "max,svm=off", "quire: the CPU has neither VMX nor SVM"),
+        (ring::ZERO, "max,npt=off", "quire: SVM without nested paging or ASIDs"),
+        (ring::THREE, "max", "quire: guests need a manager at ring 0"),
+    ] {
+        let scratch = Scratch::new("lacks-qemu");
+        let rom = scratch.file("rom.bin", &rom(&nested_image(ring, 0)));
+        let (code, text, errors) =
+            ends(qemu_command(MEMORY_MIB, &program, &["-cpu", cpu, "-bios", rom.to_str().unwrap()]));
+        assert_eq!(code, Some(2 * bell::QEMU_FAIL as i32 + 1), "{errors}{text}");
+        assert!(text.lines().any(|found| found == line), "{cpu}: {text}");
+    }
 }

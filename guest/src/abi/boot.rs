@@ -74,6 +74,10 @@ pub mod flags {
     pub const ASK: u64 = 1 << 6;
     /// Run the machine's own floor and checks, not the manager.
     pub const FLOOR_ONLY: u64 = 1 << 4;
+    /// With [`FLOOR_ONLY`]: not the floor, but the checks of guests on the CPU's own second level of paging.
+    pub const NESTED: u64 = 1 << 7;
+    /// Enter a guest while a flush is owed, on purpose.
+    pub const STALE: u64 = 1 << 8;
 }
 
 /// The boot words; index them by the constants beside.

@@ -18,6 +18,7 @@
 //! ```
 
 pub mod boot;
+pub mod nested;
 mod placement;
 pub mod replay;
 pub mod results;

@@ -108,3 +108,40 @@ pub fn stray_load() {
     // SAFETY: it faults, and the fault is a panic.
     unsafe { asm!("mov {0}, [{0}]", inout(reg) 0x1000_u64 => _, options(nostack, preserves_flags, readonly)) };
 }
+
+/// A model-specific register. Only at ring 0, and only one that the CPU has.
+pub fn read_msr(register: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading one changes nothing; the caller knows from CPUID that it is there.
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes a model-specific register. Only at ring 0.
+///
+/// # Safety
+/// The value must leave the kernel's own mode, tables and segments as they are.
+pub unsafe fn write_msr(register: u32, value: u64) {
+    // SAFETY: by contract.
+    unsafe {
+        asm!(
+            "wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// CR0, CR3 and CR4. Only at ring 0.
+pub fn control_registers() -> [u64; 3] {
+    let [cr0, cr3, cr4]: [u64; 3];
+    // SAFETY: reads registers.
+    unsafe {
+        asm!(
+            "mov {}, cr0", "mov {}, cr3", "mov {}, cr4", out(reg) cr0, out(reg) cr3, out(reg) cr4,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    [cr0, cr3, cr4]
+}

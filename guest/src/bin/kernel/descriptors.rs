@@ -93,6 +93,26 @@ pub fn use_shim() {
     set_kernel_stack(address(&raw const entry_stack_top));
 }
 
+/// Where the tables are that an exit from a guest loads again.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// The GDT.
+    pub descriptors: u64,
+    /// The IDT.
+    pub gates: u64,
+    /// The task state.
+    pub task_state: u64,
+}
+
+/// The tables that [`load`] loaded.
+pub fn tables() -> Tables {
+    Tables {
+        descriptors: (&raw const gdt).addr() as u64,
+        gates: (&raw const GATES).addr() as u64,
+        task_state: address(&raw const task_state),
+    }
+}
+
 /// The pages below the stacks, which stay unmapped.
 pub fn guard_pages() -> [u64; 4] {
     [

@@ -9,6 +9,8 @@
 //! paging       the kernel's own upper half; the identity map goes
 //! ring         a loop timed at both rings; the manager's ring is chosen
 //! machine      frames, flushes and the touch program, as the manager sees them
+//! nested       guests of this kernel, where the CPU has VMX or SVM
+//! inside       what this image does in a guest: the library on guest-physical frames
 //! ```
 //!
 //! Everything above the machine is the library `quire`; this bin adds what touches hardware.
@@ -23,9 +25,11 @@ mod cpu;
 mod descriptors;
 mod entry;
 mod floor;
+mod inside;
 mod machine;
 mod manager;
 mod mem;
+mod nested;
 mod paging;
 mod panic;
 mod replay;

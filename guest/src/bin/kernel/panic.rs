@@ -6,12 +6,16 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use quire::abi::results::status;
 
+use crate::inside;
 use crate::results::{self, Panic, Results};
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    if inside::is_here() {
+        inside::panicked(info);
+    }
     // A panic on the way of a panic leaves with what has been written.
     if !PANICKING.swap(true, Relaxed) {
         let _ = match info.location() {

@@ -10,6 +10,7 @@ use crate::cpu;
 use crate::floor::{Floor, PAGES};
 use crate::log;
 use crate::machine::Machine;
+use crate::nested;
 use crate::results::{self, Results};
 use crate::window;
 
@@ -25,6 +26,9 @@ pub fn run(
     results: &Results,
 ) -> Result<(), &'static str> {
     misbehave(boot, results);
+    if boot.has(flags::NESTED) {
+        return nested::check::run(machine, boot, results);
+    }
     let sum = trace.as_flattened().iter().fold(0, |sum, word| checksum(sum, *word));
     results.general(1).store(trace.len() as u64, Relaxed);
     results.general(2).store(sum, Relaxed);
