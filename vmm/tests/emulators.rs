@@ -333,8 +333,9 @@ fn nested_image(ring: u64, more: u64) -> Vec<u8> {
     image_for(&words)
 }
 
-/// What the kernel should have found out about the CPU's second level of paging, and done with it.
-fn check_nested(text: &str, kind: u64, accessed_dirty: bool, gigabyte_leaves: bool) {
+/// What the kernel should have found out about the CPU's second level of paging, and done with it; how many pages the library inside a guest
+/// needed.
+fn check_nested(text: &str, kind: u64, accessed_dirty: bool, gigabyte_leaves: bool) -> u64 {
     let get = |index| word(text, results::GENERAL + index);
     assert_eq!(get(nested::KIND), kind, "{text}");
     assert_eq!(get(nested::ACCESSED_DIRTY), u64::from(accessed_dirty), "{text}");
@@ -345,10 +346,13 @@ fn check_nested(text: &str, kind: u64, accessed_dirty: bool, gigabyte_leaves: bo
     // faults, halt, port.
     let counts = [nested::ENTRIES, nested::VIOLATIONS, nested::GUEST_WALKS, nested::HYPERCALLS].map(get);
     assert_eq!(counts[0], counts[1] + counts[3] + 6, "{text}");
+    // The library inside a guest reports every page it has stored to, in two spaces, and its end.
+    assert_eq!(get(nested::INSIDE_HYPERCALLS), 2 * (48 + 64) + 1, "{text}");
     // The same on every CPU that has all of it.
     if accessed_dirty && gigabyte_leaves {
         assert_eq!(counts, [588, 293, 7, 289], "{text}");
     }
+    get(nested::INSIDE_VIOLATIONS)
 }
 
 #[test]
@@ -356,18 +360,21 @@ fn guests_run_on_npt_under_qemu() {
     let Some(program) = needs::qemu() else { return };
     let scratch = Scratch::new("nested-qemu");
     let rom = scratch.file("rom.bin", &rom(&nested_image(ring::ZERO, 0)));
-    check_nested(&qemu(&program, &["-bios", rom.to_str().unwrap()]), 2, true, true);
+    let pages = check_nested(&qemu(&program, &["-bios", rom.to_str().unwrap()]), 2, true, true);
+    assert!(pages > 30, "{pages}");
 }
 
 /// Both vendors, and CPUs with and without accessed and dirty bits and leaves of 1 GiB in EPT.
 #[test]
 fn guests_run_on_ept_and_npt_on_bochs() {
     let Some(program) = needs::bochs() else { return };
-    for (cpu, kind, all) in [(BOCHS_CPU, 1, true), ("corei5_lynnfield_750", 1, false), ("ryzen", 2, true)] {
+    let cpus = [(BOCHS_CPU, 1, true), ("corei5_lynnfield_750", 1, false), ("ryzen", 2, true)];
+    let pages = cpus.map(|(cpu, kind, all)| {
         let scratch = Scratch::new(cpu);
         let text = passes(bochs_command(&program, &scratch, &nested_image(ring::ZERO, 0), cpu), 0);
-        check_nested(&text, kind, all, all);
-    }
+        check_nested(&text, kind, all, all)
+    });
+    assert!(pages[0] > 30 && pages == [pages[0]; 3], "{pages:?}");
 }
 
 /// Emulators do not show that a flush was forgotten: the kernel itself must refuse to enter the guest.

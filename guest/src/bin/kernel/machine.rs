@@ -2,13 +2,14 @@
 #![expect(unsafe_code, reason = "frames by number are memory by address")]
 
 use core::arch::asm;
-use core::cell::Cell;
+use core::cell::{Cell, Ref, RefCell};
 use core::ptr;
 
 use quire::abi::{ALIAS_BASE, BootInfo, boot};
 use quire::addr::{Gva, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 
+use crate::nested::Guests;
 use crate::touch::{self, Access, Tenant, Touched};
 use crate::{cpu, paging};
 
@@ -26,6 +27,7 @@ pub struct Machine {
     root: Cell<Option<Pfn>>,
     slow_ring0: bool,
     clear_ticks: Cell<u64>,
+    guests: RefCell<Option<Guests>>,
 }
 
 impl Machine {
@@ -40,6 +42,7 @@ impl Machine {
             root: Cell::new(None),
             slow_ring0: slow_ring0 && cpu::ring() == 0,
             clear_ticks: Cell::new(0),
+            guests: RefCell::new(None),
         }
     }
 
@@ -56,6 +59,36 @@ impl Machine {
     /// The ring the manager runs at, 0 or 3.
     pub fn ring(&self) -> u64 {
         cpu::ring()
+    }
+
+    /// Makes guests possible: with the CPU's structures in the [`Guests::FRAMES`] frames from `first` on, which must be free. From here on a
+    /// [flush](Tlb::flush) of a guest's second level reaches the CPU.
+    ///
+    /// # Errors
+    /// What the CPU lacks.
+    pub fn start_guests(&self, first: Pfn) -> Result<(), &'static str> {
+        let guests = Guests::start(self, first)?;
+        self.guests.replace(Some(guests));
+        Ok(())
+    }
+
+    /// The CPU's way to run guests, between [`start_guests`](Self::start_guests) and [`stop_guests`](Self::stop_guests).
+    pub fn guests(&self) -> Option<Ref<'_, Guests>> {
+        Ref::filter_map(self.guests.borrow(), Option::as_ref).ok()
+    }
+
+    /// Ends that. No guest may be left.
+    pub fn stop_guests(&self) {
+        self.guests.replace(None);
+    }
+
+    /// As [`frame`](Memory::frame), for as long as the kernel runs.
+    #[inline]
+    pub fn lasting_frame(&self, pfn: Pfn) -> &'static Frame {
+        let address = self.alias(pfn, 1);
+        // SAFETY: the frame is the manager's, so the alias map has it and nobody holds it as anything but a `Frame`,
+        // whose words are atomics. The memory stays for ever.
+        unsafe { &*ptr::with_exposed_provenance(address as usize) }
     }
 
     /// Makes an empty root table fit to be loaded: puts the kernel's half in.
@@ -138,10 +171,7 @@ impl Machine {
 impl Memory for Machine {
     #[inline]
     fn frame(&self, pfn: Pfn) -> &Frame {
-        let address = self.alias(pfn, 1);
-        // SAFETY: the frame is the manager's, so the alias map has it and nobody holds it as anything but a `Frame`,
-        // whose words are atomics. The memory stays for ever.
-        unsafe { &*ptr::with_exposed_provenance(address as usize) }
+        self.lasting_frame(pfn)
     }
 
     fn zero(&self, first: Pfn, count: u64) {
@@ -179,6 +209,9 @@ impl Memory for Machine {
 
 impl Tlb for Machine {
     fn flush(&self, root: Pfn, scope: FlushScope) {
+        if let Some(guests) = &*self.guests.borrow() {
+            guests.flush(root, scope);
+        }
         if self.root.get() != Some(root) {
             return;
         }

@@ -9,7 +9,11 @@
 //! [`Exit`], and so does each of its exceptions.
 //!
 //! Translations are cached below, and emulators hide it when a flush of them is forgotten: they drop everything at each entry. So this is
+<<<<<<< HEAD
 //! kept by account: whoever narrows or redirects a leaf [owes](Nested::owe) a flush, and no guest is entered on debts.
+=======
+//! kept by account: whoever narrows or redirects a leaf [owes](Guests::owe) a flush, and no guest is entered on debts.
+>>>>>>> hw
 
 pub mod check;
 mod guest;
@@ -18,6 +22,7 @@ mod svm;
 pub mod vm;
 mod vmx;
 
+<<<<<<< HEAD
 use core::cell::Cell;
 
 use quire::addr::Pfn;
@@ -27,10 +32,22 @@ use quire::space::Access;
 
 pub use svm::Svm;
 pub use vmx::Vmx;
+=======
+use core::cell::RefCell;
+
+use arrayvec::ArrayVec;
+use quire::addr::Pfn;
+use quire::memory::{FlushScope, Tlb};
+use quire::space::Access;
+
+use svm::Svm;
+use vmx::Vmx;
+>>>>>>> hw
 
 use crate::cpu;
 use crate::machine::Machine;
 
+<<<<<<< HEAD
 /// A CPU's way to run guests. As a [`Tlb`] it drops what is cached of the second level rooted at a frame; that may be put off to
 /// the next entry.
 pub trait Nested<'a>: Tlb + Sized {
@@ -59,6 +76,89 @@ pub trait Nested<'a>: Tlb + Sized {
 
     /// Leaves that a guest may have used were narrowed or redirected: nothing is entered before a flush.
     fn owe(&self);
+=======
+/// A CPU's way to run guests. As a [`Tlb`] it drops what is cached of the second level rooted at a frame; that may be put off to the
+/// next entry.
+#[derive(Debug)]
+pub enum Guests {
+    /// With [`Ept`](quire::format::Ept) below.
+    Vmx(Vmx),
+    /// With [`Npt`](quire::format::Npt) below.
+    Svm(Svm),
+}
+
+impl Guests {
+    /// Frames that the CPU's own structures take, at most.
+    pub const FRAMES: u64 = svm::FRAMES;
+
+    /// Turns on what the CPU has, with structures in the frames from `first` on, which must be free until this is dropped.
+    ///
+    /// # Errors
+    /// What the CPU lacks.
+    pub fn start(machine: &Machine, first: Pfn) -> Result<Self, &'static str> {
+        if cpu::ring() != 0 {
+            return Err("guests need a manager at ring 0");
+        }
+        if Vmx::is_there() {
+            Vmx::start(machine, first).map(Self::Vmx)
+        } else if Svm::is_there() {
+            Svm::start(machine, first).map(Self::Svm)
+        } else {
+            Err("the CPU has neither VMX nor SVM")
+        }
+    }
+
+    /// A number for the results and for guests: 1 for VMX, 2 for SVM.
+    pub fn kind(&self) -> u64 {
+        match self {
+            Self::Vmx(_) => 1,
+            Self::Svm(_) => 2,
+        }
+    }
+
+    /// What the CPU can do.
+    pub fn abilities(&self) -> Abilities {
+        match self {
+            Self::Vmx(vmx) => vmx.abilities(),
+            Self::Svm(svm) => svm.abilities(),
+        }
+    }
+
+    /// Runs a guest, on the second level at `root`, until it exits. Behind a [`Exit::Hypercall`] or [`Exit::Halt`] it goes on after the
+    /// instruction; behind any other it repeats what it exited on.
+    ///
+    /// # Panics
+    /// When a flush is owed, or the CPU refuses the guest's state.
+    pub fn enter(&self, registers: &mut Registers, root: Pfn) -> Exit {
+        self.debts().assert_none();
+        match self {
+            Self::Vmx(vmx) => vmx.enter(registers, root),
+            Self::Svm(svm) => svm.enter(registers, root),
+        }
+    }
+
+    /// Leaves below `root` that a guest may have used were narrowed or redirected: nothing is entered before a flush of it.
+    pub fn owe(&self, root: Pfn) {
+        self.debts().owe(root);
+    }
+
+    fn debts(&self) -> &Debts {
+        match self {
+            Self::Vmx(vmx) => &vmx.debts,
+            Self::Svm(svm) => &svm.debts,
+        }
+    }
+}
+
+impl Tlb for Guests {
+    fn flush(&self, root: Pfn, _scope: FlushScope) {
+        match self {
+            Self::Vmx(vmx) => vmx.flush(root),
+            Self::Svm(svm) => svm.flush(),
+        }
+        self.debts().pay(root);
+    }
+>>>>>>> hw
 }
 
 /// What differs among CPUs.
@@ -136,6 +236,7 @@ pub enum Exit {
     Other(u64),
 }
 
+<<<<<<< HEAD
 /// Flushes that are owed.
 #[derive(Debug, Default)]
 struct Debt(Cell<bool>);
@@ -159,6 +260,29 @@ fn at_ring0() -> Result<(), &'static str> {
     if cpu::ring() == 0 { Ok(()) } else { Err("guests need a manager at ring 0") }
 }
 
+=======
+/// Roots of which a flush is owed.
+#[derive(Debug, Default)]
+struct Debts(RefCell<ArrayVec<Pfn, 16>>);
+
+impl Debts {
+    fn owe(&self, root: Pfn) {
+        let mut roots = self.0.borrow_mut();
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+
+    fn pay(&self, root: Pfn) {
+        self.0.borrow_mut().retain(|owed| *owed != root);
+    }
+
+    fn assert_none(&self) {
+        assert!(self.0.borrow().is_empty(), "a guest is entered on stale translations");
+    }
+}
+
+>>>>>>> hw
 /// Flags of a guest when it starts: the bit that is always set, and no interrupts.
 pub const RFLAGS: u64 = 2;
 /// Descriptors of a guest's flat segments, as the bits of a VMCB's attributes: 64-bit code, data, a busy task state.

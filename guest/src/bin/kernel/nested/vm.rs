@@ -1,17 +1,31 @@
 //! A tenant VM: a guest that runs the library [inside](crate::inside), on frames that its second level gives it on demand.
 #![expect(unsafe_code, reason = "the bounds of the image")]
 
+<<<<<<< HEAD
+=======
+use core::ops::Range;
+>>>>>>> hw
 use core::str;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::abi::{ALIAS_BASE, KERNEL_BASE};
 use quire::addr::{Level, PAGE_SHIFT, Pfn};
+<<<<<<< HEAD
 use quire::format::Attrs;
 use quire::memory::Memory;
 use quire::page_table::Tables;
 
 use super::guest::{ALL, Counts, Guest, OWN_TABLES, PAGES};
 use super::{Exit, Nested};
+=======
+use quire::format::{Attrs, Format};
+use quire::memory::Memory;
+use quire::page_table::Tables;
+use quire::space::Access;
+
+use super::Exit;
+use super::guest::{ALL, Counts, Guest, OWN_TABLES, PAGES};
+>>>>>>> hw
 use crate::inside::{self, STACK, board, call};
 use crate::log;
 use crate::machine::Machine;
@@ -19,8 +33,14 @@ use crate::machine::Machine;
 /// The guest-physical page that the image's physical page 0 would be at: far above the guest's memory.
 const IMAGE: u64 = 1 << 18;
 /// Guest-physical pages of the library inside; the first half is mapped by small leaves, the second by large ones.
+<<<<<<< HEAD
 const FRAMES: core::ops::Range<u64> = 512..PAGES;
 const LARGE: u64 = 1024;
+=======
+const FRAMES: Range<u64> = 512..PAGES;
+const LARGE: u64 = 1024;
+const OUTSIDE: &str = "the guest has left its memory";
+>>>>>>> hw
 
 unsafe extern "C" {
     static text_start: u8;
@@ -48,6 +68,7 @@ fn text(address: u64, length: u64) -> &'static str {
 ///
 /// # Errors
 /// The first thing that was wrong, inside or here.
+<<<<<<< HEAD
 pub fn check<'a, N: Nested<'a>, T: Tables>(
     machine: &'a Machine,
     tables: &T,
@@ -64,6 +85,17 @@ pub fn check<'a, N: Nested<'a>, T: Tables>(
     let on_board = &machine.frame(guest.frame(board::PAGE)).0;
     for (word, value) in [
         (board::KIND, N::KIND),
+=======
+pub fn check<F: Format, T: Tables>(machine: &Machine, tables: &T, memory: Pfn) -> Result<Counts, &'static str> {
+    let mut guest = Guest::<F, T>::new(machine, tables, memory)?;
+    let (preset, image) = (Attrs::ACCESSED_DIRTY, image());
+    let (at, pages) = (page_of(KERNEL_BASE) + image.start, image.end - image.start);
+    guest.map_own(at, Pfn::new(IMAGE + image.start), pages, ALL.without(Attrs::WRITE).or(preset))?;
+    guest.map_own(page_of(ALIAS_BASE), Pfn::new(0), PAGES, ALL.without(Attrs::EXEC).or(preset))?;
+    let on_board = &machine.frame(guest.frame(board::PAGE)).0;
+    for (word, value) in [
+        (board::KIND, guest.guests().kind()),
+>>>>>>> hw
         (board::FIRST, FRAMES.start),
         (board::COUNT, FRAMES.end - FRAMES.start),
         (board::ROOT, OWN_TABLES.start),
@@ -74,6 +106,7 @@ pub fn check<'a, N: Nested<'a>, T: Tables>(
     registers.rip = inside::start as *const () as u64;
     // As if it had been called.
     registers.rsp = ALIAS_BASE + (STACK.end << PAGE_SHIFT) - 8;
+<<<<<<< HEAD
 
     let image_frames = image_frame(first)..image_frame(first) + pages;
     let mut stored = 0;
@@ -94,6 +127,40 @@ pub fn check<'a, N: Nested<'a>, T: Tables>(
                 None => Err("the guest has left its memory"),
             }
         })?;
+=======
+    serve(&mut guest)?;
+    let counts = guest.counts();
+    trespass(&mut guest)?;
+    guest.end();
+    Ok(counts)
+}
+
+/// Frames of the image.
+fn image() -> Range<u64> {
+    let [first, end] =
+        [&raw const text_start, &raw const data_end].map(|at| (at.addr() as u64 - KERNEL_BASE) >> PAGE_SHIFT);
+    first..end
+}
+
+/// What a violation at `address` is answered with: memory, or a page of the image.
+fn resolve<F: Format, T: Tables>(guest: &Guest<'_, F, T>, address: u64) -> Result<(), &'static str> {
+    let page = address >> PAGE_SHIFT;
+    if page < PAGES {
+        let level = if page < LARGE { Level::ONE } else { Level::TWO };
+        let first = page & !(level.entry_pages() - 1);
+        return guest.map(first, level, guest.frame(first), ALL);
+    }
+    // The image is nobody's folio, and nobody's to write.
+    let frame = page.checked_sub(IMAGE).filter(|frame| image().contains(frame)).ok_or(OUTSIDE)?;
+    guest.map(page, Level::ONE, Pfn::new(frame), ALL.without(Attrs::WRITE).or(Attrs::UNTRACKED))
+}
+
+/// Answers the guest until it is done.
+fn serve<F: Format, T: Tables>(guest: &mut Guest<'_, F, T>) -> Result<(), &'static str> {
+    let mut stored = 0;
+    loop {
+        let exit = guest.run(resolve)?;
+>>>>>>> hw
         let registers = *guest.registers();
         match (exit, registers.rax) {
             (Exit::Hypercall, call::STORED) => {
@@ -119,6 +186,7 @@ pub fn check<'a, N: Nested<'a>, T: Tables>(
             }
         }
     }
+<<<<<<< HEAD
     let counts = guest.counts();
     // Everything but the end was a page that was stored to.
     if stored + 1 != counts.hypercalls {
@@ -126,4 +194,28 @@ pub fn check<'a, N: Nested<'a>, T: Tables>(
     }
     guest.end();
     Ok(counts)
+=======
+    // Everything but the end was a page that was stored to.
+    if stored + 1 == guest.counts().hypercalls { Ok(()) } else { Err("a hypercall was lost") }
+}
+
+/// Even where its own tables allow it, the guest cannot write the image, nor reach what is not its memory.
+fn trespass<F: Format, T: Tables>(guest: &mut Guest<'_, F, T>) -> Result<(), &'static str> {
+    let preset = Attrs::ACCESSED_DIRTY;
+    let window = page_of(ALIAS_BASE) + PAGES;
+    let (frame, outside) = (image().end - 1, PAGES + 5);
+    guest.map_own(window, Pfn::new(IMAGE + frame), 1, ALL.or(preset))?;
+    guest.map_own(window + 1, Pfn::new(outside), 1, ALL.or(preset))?;
+    let mut store_to = |page: u64| {
+        let registers = guest.registers();
+        registers.rip = inside::trespass as *const () as u64;
+        registers.rdi = ALIAS_BASE + ((PAGES + page) << PAGE_SHIFT);
+        guest.run(resolve)
+    };
+    let address = (IMAGE + frame) << PAGE_SHIFT;
+    if store_to(0) != Ok(Exit::Violation { address, access: Access::Write, guest_walk: false }) {
+        return Err("a guest wrote to the image");
+    }
+    if store_to(1) == Err(OUTSIDE) { Ok(()) } else { Err("a guest reached what is not its memory") }
+>>>>>>> hw
 }
