@@ -358,7 +358,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             return Err(NotHuge::Logged);
         }
         let page = start + (block - slot.gfn);
-        let pfn = self.behind_page(self.vm_space(vm), &slot, page, level).ok_or(NotHuge::Behind)?;
+        let (pfn, mapped) = self.behind_page(self.vm_space(vm), &slot, page, level).ok_or(NotHuge::Behind)?;
         let folio = self.folio(pfn).ok_or(NotHuge::Behind)?;
         if folio.order() < level.leaf_order() {
             return Err(NotHuge::Behind);
@@ -366,22 +366,26 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if !pfn.raw().is_multiple_of(pages) {
             return Err(NotHuge::Congruence);
         }
+        if mapped.end < page + pages {
+            return Err(NotHuge::Behind);
+        }
         if shadowed(block..block + pages) > 0 {
             return Err(NotHuge::Shadowed);
         }
         Ok(())
     }
 
-    /// The frame at page `page` of a slot's VMM, if what is mapped there is mapped by leaves of `level` or more, or need not be.
-    fn behind_page(&self, space: SpaceId, slot: &Slot, page: u64, level: Level) -> Option<Pfn> {
+    /// The frame at page `page` of a slot's VMM, if what is mapped there is mapped by leaves of `level` or more, or need not be; and the pages that are mapped with it.
+    fn behind_page(&self, space: SpaceId, slot: &Slot, page: u64, level: Level) -> Option<(Pfn, Range<u64>)> {
         if slot.flags.has(SlotFlags::UNMAPPED)
             && let Some(pfn) = self.cached_page(space, page)
         {
-            return Some(pfn);
+            let vma = self.find_vma(&self.space(space), page).filter(|vma| vma.flags().is_accessible())?;
+            return Some((pfn, vma.start()..vma.end()));
         }
         let (place, leaf) = self.page_table(space).lookup(self, page)?;
         let counted = place.level >= level && leaf.attrs.has(Attrs::USER) && !leaf.attrs.has(Attrs::UNTRACKED);
-        counted.then(|| leaf.pfn.add(page - place.page))
+        counted.then(|| (leaf.pfn.add(page - place.page), place.page..place.page + place.level.entry_pages()))
     }
 
     /// N7 page by page: each has the frame behind it that one leaf over all of the block would give it.
@@ -393,11 +397,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let Some((id, slot)) = self.slot_at(vm, view, block + i) else { return false };
             let Backing::Host(start) = slot.backing else { return false };
             let page = start + (block + i - slot.gfn);
-            let Some(pfn) = self.behind_page(self.vm_space(vm), &slot, page, level) else { return false };
+            let Some((pfn, mapped)) = self.behind_page(self.vm_space(vm), &slot, page, level) else { return false };
             let Some(folio) = self.folio(pfn) else { return false };
-            let (of, head, at) = *first.get_or_insert((id, folio.head(), pfn));
+            let &mut (of, head, at, start) = first.get_or_insert((id, folio.head(), pfn, mapped.start));
             let fits = at.raw().is_multiple_of(pages) && pfn == at.add(i);
-            fits && (of, head) == (id, folio.head()) && !slot.flags.has(SlotFlags::LOGGING)
+            fits && (of, head, start) == (id, folio.head(), mapped.start) && !slot.flags.has(SlotFlags::LOGGING)
         })
     }
 

@@ -210,6 +210,57 @@ tests! {
         w.end_vms(&[file]);
     }
 
+    what_a_guest_has_of_an_object_goes_with_its_vmms_mapping || Policy::up_to(Order::HUGE), |w, format| {
+        let file = w.manager.create_object(ObjectKind::Shared, 0, 1024, Order::HUGE).unwrap();
+        let space = w.space();
+        w.map(space, BASE, 1024, RW, Map::Shared(file, 0));
+        let vm = w.manager.create_vm(space, format).unwrap();
+        w.slot(vm, GFN, BASE, 1024, SlotFlags::UNMAPPED);
+        for gfn in [9, 600, 700] {
+            w.guest_write(vm, gfn, gfn);
+        }
+        assert_eq!(w.manager.rss(space), 0);
+        w.manager.protect(space, at(BASE), 16, R).unwrap();
+        w.audit_classes();
+        assert_eq!((w.guest_read(vm, 9), w.guest_access(vm, 9, Some(1))), (9, Err(VmFaultError::Host(FaultError::Forbidden))));
+        w.manager.remap(space, at(BASE + 600), 10, at(2 * BASE), 10).unwrap();
+        w.audit_classes();
+        let gone = Err(VmFaultError::Host(FaultError::NotMapped));
+        assert_eq!(w.guest_access(vm, 600, None), gone);
+        w.manager.unmap(space, at(BASE + 690), 20).unwrap();
+        w.audit_classes();
+        assert_eq!(w.guest_access(vm, 700, None), gone);
+        w.end_vms(&[file]);
+    }
+
+    a_discard_leaves_the_folio_behind_it_alone || Policy::up_to(Order::new(4)), |w, format| {
+        let file = w.manager.create_object(ObjectKind::Shared, 0, 64, Order::new(4)).unwrap();
+        let space = w.space();
+        w.map(space, BASE, 64, RW, Map::Shared(file, 0));
+        let vm = w.manager.create_vm(space, format).unwrap();
+        w.slot(vm, GFN, BASE, 64, PLAIN);
+        w.guest_write(vm, 40, 4);
+        assert_eq!(w.manager.discard(vm, AsId::NORMAL, 0..16), Ok(true), "nothing was there");
+        w.audit_classes();
+        assert_eq!(w.manager.discard(vm, AsId::NORMAL, 32..48), Ok(true));
+        assert_eq!(w.guest_read(vm, 40), 0);
+        w.end_vms(&[file]);
+    }
+
+    what_a_log_has_taken_back_is_dirty_all_the_same || Policy::up_to(Order::new(4)), |w, format| {
+        let file = w.manager.create_object(ObjectKind::File, 1, 16, Order::new(4)).unwrap();
+        let space = w.space();
+        w.map(space, BASE, 16, RW, Map::Shared(file, 0));
+        let vm = w.manager.create_vm(space, format).unwrap();
+        let slot = w.slot(vm, GFN, BASE, 16, SlotFlags::UNMAPPED);
+        w.guest_write(vm, 3, 77);
+        w.manager.start_log(vm, AsId::NORMAL, slot).unwrap();
+        w.manager.remove_slot(vm, AsId::NORMAL, slot);
+        w.manager.reclaim(file, 99, false);
+        assert_eq!(w.read(space, BASE + 3), 77, "only memory had it");
+        w.end_vms(&[file]);
+    }
+
     slots_move_grow_and_go huge, |w, format| {
         let space = w.anon(1024);
         let vm = w.manager.create_vm(space, format).unwrap();

@@ -57,7 +57,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut report = ReclaimReport::default();
         let mut at = 0;
         while object.is_file() && report.freed < frames {
-            let Some(folio) = self.cached_from(&object, at) else { break };
+            let Some(folio) = self.cached_from(&object, at..object.pages.load(Relaxed)) else { break };
             at = folio.mapping().index + folio.pages();
             report.probed += 1;
             match self.reclaim_folio(folio, spare_used) {
@@ -121,7 +121,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             };
             let object = self.object(object);
             let mut next = index;
-            while let Some(folio) = self.cached_from(&object, next).filter(|folio| folio.mapping().index < end) {
+            while let Some(folio) = self.cached_from(&object, next..end) {
                 let first = folio.mapping().index;
                 next = first + folio.pages();
                 let whole = index <= first && next <= end;
@@ -149,10 +149,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(age)
     }
 
-    /// The first cached folio that holds page `at` of an object or one behind it, with a reference for the caller.
-    fn cached_from(&self, object: &Object<'_>, at: u64) -> Option<Folio<'_>> {
+    /// The first cached folio that holds one of `pages` of an object, with a reference for the caller.
+    fn cached_from(&self, object: &Object<'_>, pages: Range<u64>) -> Option<Folio<'_>> {
         let _guard = lock_word(object.lock);
-        let mut cursor = object.cache().cursor(self, at, object.pages.load(Relaxed));
+        let mut cursor = object.cache().cursor(self, pages.start, pages.end);
         while let Some(part) = cursor.next() {
             if let Some(leaf) = part.range().find_map(|i| part.leaf(i)) {
                 let folio = self.folio(leaf.pfn).expect("a page cache maps folios");

@@ -14,7 +14,8 @@ use super::slot::{Backing, SlotFlags, SlotRecord};
 use super::zap::stage2_batch;
 use super::{AsId, SlotId, Vm, VmId, in_format};
 use crate::addr::{ENTRIES, Level, Order, Pfn};
-use crate::format::{Attrs, Format};
+use crate::folio::FolioFlags;
+use crate::format::{Attrs, Format, Leaf};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable};
@@ -133,9 +134,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         while let Some(part) = cursor.next() {
             let mut i = part.range().start;
             while i < part.range().end {
-                if part.leaf(i).is_none() {
+                let Some(leaf) = part.leaf(i) else {
                     i += 1;
-                } else if part.level() == Level::ONE {
+                    continue;
+                };
+                if part.level() == Level::ONE {
+                    self.note_folio_dirty(leaf);
                     part.change(i, 1, Attrs::WRITE.or(Attrs::DIRTY), Attrs::NONE);
                     flush.add_pages(part.page(i), 1);
                     i += 1;
@@ -271,6 +275,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 }
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
+    /// A leaf is about to lose its dirty bit: the folio keeps it.
+    fn note_folio_dirty(&self, leaf: Leaf) {
+        if leaf.attrs.has(Attrs::DIRTY)
+            && !leaf.attrs.has(Attrs::UNTRACKED)
+            && let Some(folio) = self.folio(leaf.pfn).filter(|folio| !folio.is_anon())
+        {
+            folio.set_flags(FolioFlags::DIRTY);
+        }
+    }
+
     /// Notes that guest frame `gfn` of a slot with a log was stored to, or may be from now on.
     pub(super) fn note_dirty(&self, entry: SlotRecord<'_>, gfn: u64) {
         let page = gfn - entry.get().gfn;
