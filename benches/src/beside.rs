@@ -33,7 +33,7 @@ pub(crate) const OPERATIONS: [(Operation, &str); 6] = [
     ),
     (
         Operation::Reuse,
-        "copies the page at orders 2 to 8: 6.12 reuses none of a large folio mapped by pages. We reuse it, once a walk has found no other owner",
+        "copies the page at orders 2 to 8: 6.12 reuses none of a large folio mapped by pages. We reuse it, and the folio's other pages behind that table with it",
     ),
     (
         Operation::ZapOne,
