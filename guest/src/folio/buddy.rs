@@ -313,7 +313,7 @@ impl<M: Memory> Frames<M> {
 
     /// What the descriptor of the folio that `pfn` belongs to is: `Ok` a record, `Err` the head of a small
     /// folio (a frame whose slot is the descriptor). `None` when no folio lives there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, pfn: Pfn) -> Option<Found> {
         if !self.manages(pfn) {
             return None;

@@ -169,9 +169,10 @@ impl<'a> Folio<'a> {
         }
     }
 
-    /// The descriptor words of a record that is about to describe the run at `head`.
-    pub(super) fn new_large(record: Record, head: Pfn, order: Order, words: &'a [AtomicU64]) -> Self {
-        Self { head, order, words, record: Some(record) }
+    /// The descriptor words of a slot or a record that is about to describe the run at `head`.
+    #[inline]
+    pub(super) fn undescribed(record: Option<Record>, head: Pfn, order: Order, words: &'a [AtomicU64]) -> Self {
+        Self { head, order, words, record }
     }
 
     /// The first frame.

@@ -9,7 +9,7 @@ use crate::sync::AtomicU64;
 
 impl<M: Memory> Frames<M> {
     /// The folio that `pfn` belongs to. `words` is the size of a large descriptor.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn folio(&self, pfn: Pfn, words: usize) -> Option<Folio<'_>> {
         Some(match self.find(pfn)? {
             Found::Small(pfn) => Folio::small(pfn, self.slot(pfn)),
@@ -19,7 +19,7 @@ impl<M: Memory> Frames<M> {
 
     /// A new folio of `order` without references, in frames known to be zero if `want_zero` and there are such: then the answer's other half is true. `None` without
     /// frames for it or for its record, which is one of `words` words. The lock of the frames is held while `served` is told of the frames.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new_folio(
         &self,
         order: Order,
@@ -42,13 +42,14 @@ impl<M: Memory> Frames<M> {
             served(&run);
             (run, record)
         };
-        let folio = match record {
-            None => Folio::small(pfn, self.slot(pfn)),
+        let words = match record {
+            None => self.slot(pfn),
             Some(record) => {
                 self.enter_large(pfn, order, record);
-                Folio::new_large(record, pfn, order, self.record(record, words))
+                self.record(record, words)
             }
         };
+        let folio = Folio::undescribed(record, pfn, order, words);
         folio.init(flags, mapping);
         Some((folio, zeroed))
     }

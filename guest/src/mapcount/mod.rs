@@ -76,6 +76,7 @@ pub struct Target<'a, M> {
 
 impl<'a, M: Memory> Target<'a, M> {
     /// The counts of `folio`; mappings beyond `limit` are refused.
+    #[inline(always)]
     pub fn new(frames: &'a Frames<M>, folio: Folio<'a>, limit: u64) -> Self {
         Self {
             frames,

@@ -101,6 +101,7 @@ impl<F: Format> PageTable<F> {
     }
 
     /// The leaf that translates `page`, without a lock: a snapshot.
+    #[inline]
     pub fn lookup<T: Tables>(self, tables: &T, page: u64) -> Option<(Place, Leaf)> {
         let (place, entry) = self.deepest(tables, page);
         match entry {
@@ -110,6 +111,8 @@ impl<F: Format> PageTable<F> {
     }
 
     /// The deepest entry on the way to `page`: a leaf, or absent. `place.page` is the first page it spans.
+    // Always: a place that is handed over in memory, its level a single byte, is slower to read back than the walk is to do.
+    #[inline(always)]
     pub fn deepest<T: Tables>(self, tables: &T, page: u64) -> (Place, Entry) {
         let (table, level, raw) = cursor::descend::<F, T>(tables, self.root, page);
         (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level))

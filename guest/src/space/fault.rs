@@ -121,6 +121,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Extends the stack above `page` down to it.
+    #[inline(never)]
     fn grow_stack(&self, space: &Space<'_>, page: u64) -> Result<(), FaultError> {
         let _guard = write_lock(space.lock);
         let above = self.vma_at_or_above(space, page).ok_or(FaultError::NotMapped)?;
@@ -288,7 +289,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Tells the counts of leaves that are about to appear.
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
         let delta = counting(Call::Add, || A::add(&self.counts(folio), batch, beside))?;
         self.statistics.adds.fetch_add(1, Relaxed);
@@ -298,6 +299,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     // --- objects -----------------------------------------------------------------------------------------------
 
+    #[inline(never)]
     fn fault_object(
         &self,
         space: &Space<'_>,
@@ -407,6 +409,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(Done(Fault { kind: FaultKind::Refault, order: folio.order(), pages }))
     }
 
+    #[inline(never)]
     fn fault_device(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, write: bool) -> Result<Attempt, FaultError> {
         let pfn = vma.frame_at(page);
         if write && vma.is_private() {
@@ -432,6 +435,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     // --- stores to write-protected pages -----------------------------------------------------------------------
 
+    #[inline(never)]
     fn fault_write(&self, space: &Space<'_>, vma: Vma<'_>, page: u64) -> Result<Attempt, FaultError> {
         let mut cursor = space.table().cursor(self, page, page + 1);
         let Some(part) = cursor.next() else { return Ok(Again) };

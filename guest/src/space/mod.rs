@@ -423,16 +423,19 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     // --- folios ----------------------------------------------------------------------------------------------
 
     /// The folio that frame `pfn` belongs to.
+    #[inline(always)]
     pub fn folio(&self, pfn: Pfn) -> Option<Folio<'_>> {
         self.frames.folio(pfn, large_descriptor_words::<A>())
     }
 
     /// The counts of a folio, for the queries of its scheme.
+    #[inline(always)]
     pub fn counts<'a>(&'a self, folio: Folio<'a>) -> Target<'a, M> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
     }
 
     /// A folio of `order` without references; its contents are zero if `clear`.
+    #[inline(always)]
     fn new_folio(&self, order: Order, flags: FolioFlags, mapping: Mapping, clear: bool) -> Option<Folio<'_>> {
         let records = (&self.folios, large_descriptor_words::<A>());
         let (folio, zeroed) = self.frames.new_folio(order, clear, (flags, mapping), records, |run| {
@@ -596,12 +599,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if space.vms.load(Relaxed) != 0 {
             self.invalidate(space.vms, flush.pages());
         }
-        let (mut subs, mut deltas) = (0, [Delta::default(); 2]);
+        let (mut subs, mut anon, mut file) = (0, Delta::default(), Delta::default());
         let mut gone = ArrayVec::<_, FREED_AT_ONCE>::new();
         flush.finish(self.memory(), self, space.table().root(), |removed| {
             let (folio, leaves) = (removed.folio, removed.batch.leaves());
-            let sum = &mut deltas[usize::from(folio.is_anon())];
-            let delta = self.subtract(removed);
+            let is_anon = folio.is_anon();
+            let delta = self.subtract(&removed);
+            let sum = if is_anon { &mut anon } else { &mut file };
             (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
             subs += 1;
             if folio.put(leaves) {
@@ -619,25 +623,26 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if subs > 0 {
             self.statistics.subs.fetch_add(subs, Relaxed);
         }
-        self.statistics.note(false, deltas[0]);
-        self.statistics.note(true, deltas[1]);
+        self.statistics.note(false, file);
+        self.statistics.note(true, anon);
     }
 
     fn release(&self, removed: Removed<'_>) {
         let (folio, leaves) = (removed.folio, removed.batch.leaves());
-        let delta = self.subtract(removed);
+        let delta = self.subtract(&removed);
         self.statistics.subs.fetch_add(1, Relaxed);
         self.note(folio, delta);
         self.put(folio, leaves);
     }
 
     /// Subtracts leaves that are gone from the counts of their folio; the caller drops the references.
-    fn subtract(&self, removed: Removed<'_>) -> Delta {
-        let Removed { folio, batch, beside, dirty } = removed;
+    #[inline(always)]
+    fn subtract(&self, removed: &Removed<'_>) -> Delta {
+        let Removed { folio, ref batch, beside, dirty } = *removed;
         if dirty && !folio.is_anon() {
             folio.set_flags(FolioFlags::DIRTY);
         }
-        let delta = counting(Call::Sub, || A::sub(&self.counts(folio), &batch, beside));
+        let delta = counting(Call::Sub, || A::sub(&self.counts(folio), batch, beside));
         if delta.maybe_partial {
             self.defer(folio);
         }

@@ -81,6 +81,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The folio of a tracked leaf of `part`, the page of it that the leaf maps first, and how many leaves may map the rest of it.
+    #[inline(always)]
     pub(super) fn folio_of(&self, part: &Part<'_, LongMode, Self>, leaf: Leaf) -> (Folio<'_>, u64, usize) {
         let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
         let first = leaf.pfn.raw() - folio.head().raw();
