@@ -140,6 +140,13 @@ fn verdict(low: f64, high: f64) -> Verdict {
     }
 }
 
+/// An interval; ends that say nothing as such.
+fn interval(low: f64, high: f64) -> String {
+    let low = if low < 0.01 { "?".to_owned() } else { format!("{low:.3}") };
+    let high = if high > 100.0 { "?".to_owned() } else { format!("{high:.3}") };
+    format!("{low} to {high}")
+}
+
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -164,7 +171,7 @@ impl fmt::Display for Comparison {
                 row.frames.as_deref().unwrap_or("-"),
                 row.scheme.as_deref().unwrap_or("-"),
                 row.ratio,
-                format!("{:.3} to {:.3}", row.low, row.high),
+                interval(row.low, row.high),
             )?;
         }
         let count = |wanted: Verdict| self.rows.iter().filter(|row| row.verdict == wanted).count();
@@ -184,7 +191,7 @@ impl fmt::Display for Comparison {
         }
         writeln!(
             f,
-            "\nratios are of medians of turns, in floors where there is one; by chance, at most {:.0} % of pairs of equals show any difference",
+            "\nratios are of medians of turns, in floors where there is one; by chance, at most {:.0} % of pairs of equals show any difference; ? is below 0.01 or above 100",
             100.0 * FALSE_ALARMS
         )
     }

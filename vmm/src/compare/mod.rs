@@ -1,7 +1,7 @@
 //! Every scheme on one replay: what each answers, how far it errs, and what it costs.
 //!
 //! [`compare`] runs the replay once with all schemes observing beside the oracle, which gives the [`answers`]; and then each scheme
-//! alone, in rounds, for the [`cost`]: the observing run is never timed. [`text`] and [`html`] show it, [`svg`] draws; [`study`] repeats the first part
+//! alone, in rounds, for the [`cost`]: the observing run is never timed. [`text`] and [`html`] show it; [`study`] repeats the first part
 //! over traces and orders.
 
 pub mod answers;
