@@ -4,7 +4,10 @@
 
 pub mod contents;
 mod machine;
+pub mod nest;
 mod tenant;
+mod walks;
 
 pub use machine::{EmulatedMemory, Machine, Stale};
 pub use tenant::ModelTenant;
+pub use walks::{Walked, walk_through};
