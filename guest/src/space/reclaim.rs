@@ -121,8 +121,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             };
             let object = self.object(object);
             let mut next = index;
-            while let Some(folio) = self.cached_from(&object, next).filter(|folio| folio.mapping().index < end) {
+            while let Some(folio) = self.cached_from(&object, next) {
                 let first = folio.mapping().index;
+                if first >= end {
+                    self.put(folio, 1);
+                    break;
+                }
                 next = first + folio.pages();
                 let whole = index <= first && next <= end;
                 all &= whole && self.try_to_unmap(folio).is_ok() && self.exchange_in_cache(folio, 1, None, || true);
