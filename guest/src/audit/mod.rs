@@ -3,6 +3,7 @@
 //! Nothing here trusts the count layer. A [`Recount`] walks the tables of all spaces into rows of its own, one per
 //! frame, in memory that the manager does not manage, and then asks the scheme about every folio.
 
+mod composed;
 pub(crate) mod stage2;
 
 use core::fmt;
@@ -73,6 +74,8 @@ pub enum Mismatch {
         /// The sum over all folios.
         expected: i64,
     },
+    /// What is composed for a tenant's own tenant, or for an MMU: what is wrong with it.
+    Composed(&'static str),
     /// Memory that no folio, table or record accounts for.
     Frames,
 }
@@ -80,7 +83,7 @@ pub enum Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Scheme(what) => f.write_str(what),
+            Self::Scheme(what) | Self::Composed(what) => f.write_str(what),
             Self::References { has, expected } => write!(f, "{has} references where {expected} were found"),
             Self::NoFolio => f.write_str("a leaf maps no folio"),
             Self::Rights => f.write_str("a leaf allows more than its vma"),

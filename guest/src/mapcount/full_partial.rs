@@ -8,8 +8,8 @@
 use core::fmt;
 
 use super::{
-    Answer, Batch, ByLevel, Countdown, Delta, Evidence, Large, Needs, Neighbours, Refused, Share, Sides, Target, Truth,
-    ensure, show_runs,
+    Answer, Batch, ByLevel, Class, Countdown, Delta, Evidence, Large, Needs, Neighbours, Refused, Share, Sides, Target,
+    Truth, ensure, show_runs,
 };
 use crate::memory::Memory;
 use crate::sync::{Field, StateGuard, lock_state};
@@ -114,6 +114,11 @@ impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
 
     /// A region that maps `before` pages gets those of the batch as well.
     fn enter(&self, b: &Batch, before: u64) {
+        if b.class == Class::Nested {
+            // Several composed leaves of a region may lie over a page: it never maps the folio as a whole, and each leaf is counted.
+            self.raise(b.pages_of_folio());
+            return self.count(0, i64::from(before == 0));
+        }
         let whole = self.t.pages();
         match (before, before + u64::from(b.pages) == whole) {
             (0, true) => self.count(1, 0),
@@ -131,6 +136,10 @@ impl<'t, 'a, M: Memory> Change<'t, 'a, M> {
 
     /// A region keeps `after` pages when those of the batch are gone.
     fn leave(&self, b: &Batch, after: u64) {
+        if b.class == Class::Nested {
+            self.lower(b.pages_of_folio());
+            return self.count(0, -i64::from(after == 0));
+        }
         let whole = self.t.pages();
         match (after, after + u64::from(b.pages) == whole) {
             (0, true) => self.count(-1, 0),

@@ -547,7 +547,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The frame of a guest's table, and what stage 2 allows there.
-    pub(super) fn table_frame(&self, vm: &Vm<'_>, page: ShadowPage<'_>) -> Option<(Pfn, Attrs)> {
+    pub(crate) fn table_frame(&self, vm: &Vm<'_>, page: ShadowPage<'_>) -> Option<(Pfn, Attrs)> {
         let below = self.stage2_below(vm, page.role().view, page.gfn())?;
         Some((below.leaf.pfn, below.leaf.attrs))
     }

@@ -1,16 +1,17 @@
 //! Composed roots: made for a table that the guest names, retired, reaped.
 
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::cut::{Change, Cut};
 use super::shadow_page::{ALL_RIGHTS, Kind, Role, ShadowPage};
 use super::{AsId, Stage2Format, Vm, VmId, in_format};
 use crate::addr::{Level, Order, Pfn};
-use crate::format::{Format, LongMode};
+use crate::format::{Entry, Format, Leaf, LongMode};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::Tables;
+use crate::page_table::{Place, Tables};
 use crate::space::Manager;
 
 /// Names a composed root of a VM.
@@ -209,6 +210,34 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let vm = self.vm(id);
         let _guard = self.read_vm(&vm);
         self.find_root(&vm, root).map(|root| root.table())
+    }
+
+    /// Visits every nested leaf that leads to guest frames `gfns`, each shadow page once, by guest frame: a snapshot, for audits.
+    pub fn for_each_nested_leaf(&self, id: VmId, view: AsId, gfns: Range<u64>, visit: &mut impl FnMut(Place, Leaf)) {
+        let vm = self.vm(id);
+        for at in self.shadow_pages(&vm) {
+            let Role { kind, level, view: of, .. } = at.role();
+            if kind != Kind::Nested || of != view {
+                continue;
+            }
+            for i in 0..at.end() {
+                let Entry::Leaf(leaf) = self.shadow_entry(&vm, at, i) else { continue };
+                let page = self.shadowed_page(at, i);
+                if gfns.contains(&page) {
+                    visit(Place { page, table: at.table(), level }, leaf);
+                }
+            }
+        }
+    }
+
+    /// Table pages that are composed for a VM, roots included.
+    pub fn composed_tables(&self, id: VmId) -> u64 {
+        self.shadow_pages(&self.vm(id)).count() as u64
+    }
+
+    /// Tables of the guest in frames `gfns` that something is composed from: what forbids large stage-2 leaves there (N7).
+    pub fn shadowed_tables(&self, id: VmId, view: AsId, gfns: Range<u64>) -> u64 {
+        self.shadowed(&self.vm(id), view, gfns) as u64
     }
 
     /// Leaves that were composed for a VM, of a kind.

@@ -36,7 +36,7 @@ pub fn machine_of(frames: u64) -> Machine {
 pub struct World<'m, A: Accounting = Everything> {
     pub manager: Manager<&'m Machine, A>,
     pub machine: &'m Machine,
-    recount: Recount,
+    pub recount: Recount,
     frames: u64,
 }
 
