@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use quire::abi::bench::{Operation, Shape};
 use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 use serde::Serialize;
 
+use crate::bench;
 use crate::compare::{compare, html};
 use crate::doctor::{self, Host};
 use crate::error::Error;
@@ -49,6 +51,16 @@ enum Command {
     Run(RunArgs),
     /// Ask every scheme everything on one replay, time each alone, and print what it knows and costs
     Compare(CompareArgs),
+    /// Time every operation by itself in the VM, by folio order and scheme, beside the floor
+    #[command(after_help = "\
+Every operation is timed with the TSC inside the VM, in turns, each in VMs of their own; beside it, in the same run, stands the floor: the same operation with a handler that \
+only loads and stores the entries it cannot do without. Times of fork, teardown, unmap and touch are for a page, the others for a folio. Faults come with frames to be \
+cleared (the figure to quote), with frames known to be zero, and with fresh ones that the host has yet to give.
+
+With --compare the exit code is 0 whatever the verdict; the file must come from --json. Of pairs of equal benchmarks at most one in twenty shows any difference.
+
+Examples: quire bench fault --order 0,4,9 --scheme none,total; quire bench all --json=now.json --html now.html; quire bench --compare before.json now.json")]
+    Bench(BenchArgs),
     /// Record a Linux program's mappings and page faults as a trace
     #[command(after_help = "\
 The program runs under ptrace with transparent huge pages off, so that the first touch of every 4 KiB page shows; its children, threads and \
@@ -163,6 +175,80 @@ struct CompareArgs {
     html: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct BenchArgs {
+    /// What to time
+    #[arg(value_enum, required_unless_present = "compare")]
+    what: Vec<What>,
+    /// The folio orders, 0 to 9; 9 comes by leaves of 4 KiB and of 2 MiB
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = bench::ORDERS, value_parser = clap::value_parser!(u8).range(0..=9))]
+    order: Vec<u8>,
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "total", help = bench_scheme_help())]
+    scheme: Vec<String>,
+    /// The manager's ring in the VM; auto times a loop at both and picks
+    #[arg(long, value_name = "auto|0|3", default_value = "auto")]
+    ring: Ring,
+    /// The host's memory behind the VM's: anon, thp (MADV_HUGEPAGE), memfd
+    #[arg(long, value_name = "KIND", default_value = "anon")]
+    guest_memory: Backing,
+    /// How often everything is measured; comparisons need at least 3
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    turns: u64,
+    /// Samples of each operation on a folio, at least, over all turns
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    samples: u64,
+    /// Launches of this program that `boot` times
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    launches: u64,
+    /// Measure nothing: compare two files that --json wrote, the second against the first
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["what", "html"])]
+    compare: Option<Vec<PathBuf>>,
+    /// Print JSON instead of text, or write it to FILE beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+    /// Write a page with tables and plots to FILE as well
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// This is a launch that is timed, made at that time
+    #[arg(long, hide = true, value_name = "US")]
+    launched_at: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// First touch, and where its time goes
+    Fault,
+    /// Fork
+    Fork,
+    /// munmap of everything, and the end of an address space
+    Teardown,
+    /// Stores to shared pages that are copied, and to pages that are ours alone again
+    Cow,
+    /// One page of a folio dropped, or protected so that a 2 MiB leaf is split
+    Split,
+    /// Bytes of metadata
+    Metadata,
+    /// From exec of this program to the guest's first instruction
+    Boot,
+    /// Everything
+    All,
+}
+
+impl What {
+    /// The operations that it means.
+    const fn operations(self) -> &'static [Operation] {
+        match self {
+            Self::Fault => &[Operation::Fault, Operation::Touch],
+            Self::Fork => &[Operation::Fork],
+            Self::Teardown => &[Operation::Unmap, Operation::Teardown],
+            Self::Cow => &[Operation::Cow, Operation::Reuse],
+            Self::Split => &[Operation::ZapOne, Operation::Split],
+            Self::Metadata | Self::Boot => &[],
+            Self::All => &Operation::EACH,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 enum Stage2 {
     /// No tenant VMs.
@@ -242,6 +328,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run(&args),
         None => run(&RunArgs::parse_from_defaults()),
         Some(Command::Compare(args)) => compare_all(&args),
+        Some(Command::Bench(args)) => benchmark(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Record(args)) => write_trace(&args),
         Some(Command::Kernel(args)) => write_kernel(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Schemes(args)) => {
@@ -349,6 +436,56 @@ fn compare_all(args: &CompareArgs) -> Result<ExitCode, Error> {
     }
     show(&comparison, &comparison.to_string(), args.json.as_ref())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Help of `--scheme` of the benchmark.
+fn bench_scheme_help() -> String {
+    let names: Vec<_> = Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All).map(Scheme::name).collect();
+    format!("The mapcount schemes: {}; all for each of them", names.join(", "))
+}
+
+impl BenchArgs {
+    fn options(&self) -> Result<bench::Options, Error> {
+        let has = |what: What| self.what.iter().any(|&wanted| wanted == what || wanted == What::All);
+        let among = |operation: &Operation| self.what.iter().any(|what| what.operations().contains(operation));
+        let mut schemes = Vec::new();
+        for name in &self.scheme {
+            match name.parse::<Scheme>() {
+                Ok(Scheme::All) => schemes.extend(Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All)),
+                Ok(scheme) if schemes.contains(&scheme) => {}
+                Ok(scheme) => schemes.push(scheme),
+                Err(error) => return Err(Error::Usage(format!("--scheme {name}: {error}"))),
+            }
+        }
+        let orders = self.order.iter().fold(0, |mask, order| mask | 1 << order);
+        Ok(bench::Options {
+            operations: Operation::EACH.into_iter().filter(among).collect(),
+            layers: has(What::Fault) || has(What::Cow),
+            metadata: has(What::Metadata),
+            launches: if has(What::Boot) { self.launches } else { 0 },
+            shapes: Shape::of_masks(orders, u64::MAX).collect(),
+            schemes,
+            ring: self.ring,
+            guest_memory: self.guest_memory,
+            turns: self.turns,
+            samples: self.samples,
+        })
+    }
+}
+
+fn benchmark(args: &BenchArgs) -> Result<(), Error> {
+    if let Some(began) = args.launched_at {
+        return print(&bench::launch::child(began)?);
+    }
+    if let Some([first, second]) = args.compare.as_deref() {
+        let comparison = bench::compare::compare(&bench::compare::read(first)?, &bench::compare::read(second)?);
+        return show(&comparison, &comparison.to_string(), args.json.as_ref());
+    }
+    let found = bench::measure(&args.options()?)?;
+    if let Some(file) = &args.html {
+        write(file, bench::html::page(&found).as_bytes())?;
+    }
+    show(&found, &found.to_string(), args.json.as_ref())
 }
 
 fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {

@@ -104,6 +104,17 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Arguments that make no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A file that is no benchmark's JSON.
+    #[error("{file} is no benchmark that `quire bench --json` wrote: {reason}")]
+    BenchFile {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The manager panicked: a bug of ours.
     #[error("the manager panicked: {0}")]
     Panic(String),
@@ -158,8 +169,8 @@ impl Error {
             | Self::Timer(_) => 4,
             Self::Record(error) if error.is_host_lack() => 4,
             Self::Record(RecordError::NoCommand | RecordError::NotFound(_)) | Self::MemorySize { .. } => 2,
-            Self::NoScenario { .. } => 2,
-            Self::Image(_) | Self::Trace { .. } => 3,
+            Self::NoScenario { .. } | Self::Usage(_) => 2,
+            Self::Image(_) | Self::Trace { .. } | Self::BenchFile { .. } => 3,
             Self::Access(_)
             | Self::Hang(..)
             | Self::Halted(_)

@@ -4,7 +4,7 @@
 //! [`memory`] gets them memory, [`mod@boot`] fills it, [`vcpu`] runs the guest, [`exit`] says why it stopped, and [`mod@run`] is
 //! all of it in order. [`walk`] is the VMM's own view of the guest's tables, [`stats`] what KVM counted.
 //! Above that, [`workload`] reads a trace, [`mod@replay`] runs it in a VM or in this process, and [`report`] says what came of it; [`mod@compare`] does so under every scheme;
-//! [`mod@explain`] runs the worked scenarios; [`cli`] is the program around it all.
+//! [`mod@explain`] runs the worked scenarios; [`mod@bench`] times every operation by itself; [`cli`] is the program around it all.
 //! [`kernel`] is the guest itself; [`flat`] makes it fit for other machines. [`doctor`] tells what this host offers.
 //! [`mod@record`] makes the traces that the guest replays. [`schemes`] shows what each way of counting keeps, costs and answers.
 
@@ -24,6 +24,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod memory_stats;
+mod page;
 mod progress;
 pub mod record;
 pub mod replay;
@@ -31,6 +32,7 @@ pub mod report;
 pub mod run;
 pub mod schemes;
 pub mod stats;
+mod svg;
 pub mod vcpu;
 pub mod walk;
 mod watchdog;

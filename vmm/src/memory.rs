@@ -23,6 +23,18 @@ pub enum Backing {
     Memfd,
 }
 
+impl Backing {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon => "anon",
+            Self::Thp => "thp",
+            Self::Memfd => "memfd",
+        }
+    }
+}
+
 impl FromStr for Backing {
     type Err = String;
 

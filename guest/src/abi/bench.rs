@@ -128,7 +128,7 @@ pub enum Layer {
     CowManager = 65,
     /// The allocator finds the frames of a folio. A loop.
     Allocate = 66,
-    /// The frames of a folio are cleared. A loop.
+    /// The frames of a folio are cleared, and those of new tables, in an [`Operation::Fault`]. One folio.
     Zero = 67,
     /// The scheme is told of all leaves of a folio. A loop.
     Account = 68,
@@ -157,7 +157,7 @@ impl Layer {
     #[must_use]
     pub const fn folios(self, folios: u64) -> u64 {
         match self {
-            Self::FaultManager | Self::CowManager => 1,
+            Self::FaultManager | Self::CowManager | Self::Zero => 1,
             _ if folios < FLOOR_FAULTS => folios,
             _ => FLOOR_FAULTS,
         }

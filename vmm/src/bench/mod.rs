@@ -1,5 +1,23 @@
-//! Benchmarks inside the VM: every operation by itself, by folio order, beside the floor.
+//! Benchmarks inside the VM: every operation by itself, by folio order and scheme, beside the floor in the same run.
+//!
+//! ```text
+//! plan        one run of the kernel: what it is told
+//! measure     all runs, in turns; from samples to rows
+//! launch      from exec to the guest's first instruction
+//! rows        what was found
+//! text, html  the same for people
+//! compare     two of them beside each other, by bootstrap
+//! ```
 
+mod bootstrap;
+pub mod compare;
+pub mod html;
+pub mod launch;
+mod measure;
 mod plan;
+mod rows;
+mod text;
 
+pub use measure::{ORDERS, Options, measure};
 pub use plan::{Frames, Plan};
+pub use rows::{Bench, Distribution, Layers, Percentiles, Recording, Row, Turn};

@@ -1,4 +1,6 @@
-//! What the kernel is to time.
+//! One run of the kernel's benchmark: what it is told.
+
+use std::fmt;
 
 use quire::abi::bench::{self, Operation, Shape, frames};
 use quire::abi::{BootInfo, boot};
@@ -9,21 +11,37 @@ use crate::replay::Ring;
 /// What the frames of a benchmark are like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Frames {
+    /// In the host's memory already, and to be cleared before use: what a system is like that has run for a while.
+    ToClear,
     /// In the host's memory already, and known to be zero.
     KnownZero,
-    /// In the host's memory already, and to be cleared before use.
-    ToClear,
-    /// Touched by nobody, so zero; the host gives memory at the first access.
+    /// Touched by nobody, so zero; the host gives memory at the first access: a stage-2 fault inside of the tenant's.
     Fresh,
 }
 
 impl Frames {
     const fn word(self) -> u64 {
         match self {
-            Self::KnownZero => frames::KNOWN_ZERO,
             Self::ToClear => frames::TO_CLEAR,
+            Self::KnownZero => frames::KNOWN_ZERO,
             Self::Fresh => frames::FRESH,
         }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ToClear => "to clear",
+            Self::KnownZero => "known zero",
+            Self::Fresh => "fresh",
+        }
+    }
+}
+
+impl fmt::Display for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -42,10 +60,14 @@ pub struct Plan {
     pub frames: Frames,
     /// Pages of folios in a round, a multiple of 512.
     pub pages: u64,
-    /// Rounds that are timed, at least.
+    /// Rounds that are timed, at least; one in any case.
     pub rounds: u64,
     /// Samples of an operation on one folio, at least.
     pub samples: u64,
+    /// Recount all leaves in the round that is not timed.
+    pub is_recounted: bool,
+    /// Time the parts of a fault too.
+    pub has_layers: bool,
 }
 
 impl Default for Plan {
@@ -59,13 +81,14 @@ impl Default for Plan {
             pages: 1024,
             rounds: 32,
             samples: 1000,
+            is_recounted: true,
+            has_layers: false,
         }
     }
 }
 
 impl Plan {
-    /// What the kernel is told, addresses apart. Shapes go by two masks: with leaves of 2 MiB of order 9 and any shape of 4 KiB leaves, all orders
-    /// asked for come by both.
+    /// What the kernel is told, addresses apart. It goes by a mask of orders and one of levels: with shapes at both levels, order 9 comes by both.
     #[must_use]
     pub fn boot_words(&self) -> BootInfo {
         let mut words = BootInfo::new();
@@ -78,6 +101,34 @@ impl Plan {
         words[bench::PAGES] = self.pages;
         words[bench::ROUNDS] = self.rounds;
         words[bench::SAMPLES] = self.samples;
+        words[bench::RECOUNTED] = u64::from(self.is_recounted);
+        words[bench::LAYERS] = u64::from(self.has_layers);
         words
+    }
+
+    /// Rounds of `shape`, the one that is not timed left out.
+    #[must_use]
+    pub fn rounds(&self, shape: Shape) -> u64 {
+        self.rounds.max(self.samples.div_ceil(shape.folios(self.pages))).max(1)
+    }
+
+    /// Room for samples: no more than ten of each folio and its floor, and of each round.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.shapes.iter().map(|&shape| self.rounds(shape) * (20 * shape.folios(self.pages) + 40)).sum()
+    }
+
+    /// Bytes of frames that it takes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        // A manager has two rounds' pages and 2048 frames; the floor has its pages and some.
+        let chunk = 2 * self.pages + 2048;
+        let managers = match self.frames {
+            Frames::Fresh => self.shapes.iter().map(|&shape| 2 * (1 + self.rounds(shape))).sum(),
+            _ => 1,
+        };
+        let frames = managers * chunk + 2 * self.pages + 2048;
+        // The recount has rows of 64 bytes for each.
+        (frames + frames / 32) << 12
     }
 }

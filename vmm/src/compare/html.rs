@@ -6,27 +6,17 @@ use quire::abi::survey::Question;
 
 use super::answers::Count;
 use super::cost::{Cost, Figure};
-use super::svg::{Bar, COLOURS, Steps, bars, distribution, escape};
 use super::text::{ERRORS_LEGEND, LEGEND, TABLES, cell, errors};
 use super::{Comparison, Row};
+use crate::page::{self, cell_of};
 use crate::report::Time;
-
-const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2em auto;padding:0 1em}\
-h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.2em;margin:2em 0 .4em;border-bottom:1px solid #ccc}h3{font-size:1em;margin:1.2em 0 .2em}\
-p{margin:.4em 0;max-width:60em}p.note{color:#555;font-size:.9em}\
-table{border-collapse:collapse;margin:.6em 0;font-size:.9em;font-variant-numeric:tabular-nums}\
-th,td{padding:.25em .6em;text-align:right;border:1px solid #e4e4e4}th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child{text-align:left}\
-td.walk{background:#eee;color:#777}td.ok{background:#e7f4ea}td.right{background:#f2f7e0}\
-svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}code{font-size:.95em}";
+use crate::svg::{Bar, COLOURS, Steps, bars, distribution, escape};
 
 /// The page.
 #[must_use]
 pub fn page(c: &Comparison) -> String {
     let name = escape(&c.trace);
-    let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Mapcount schemes on {name}</title><style>{STYLE}</style></head><body>\n"
-    );
+    let mut html = page::head(&format!("Mapcount schemes on {}", c.trace));
     // Writing to a string does not fail.
     let _ = write!(html, "<h1>Mapcount schemes on <code>{name}</code></h1>");
     if let Some(title) = &c.title {
@@ -62,7 +52,7 @@ pub fn page(c: &Comparison) -> String {
     }
     by_order(&mut html, c);
     cost(&mut html, c);
-    html + "</body></html>\n"
+    html + page::END
 }
 
 fn schemes(c: &Comparison) -> impl Iterator<Item = (&Row, &'static str)> {
@@ -101,11 +91,6 @@ fn setting(html: &mut String, c: &Comparison) {
         );
     }
     *html += "</table>";
-}
-
-fn cell_of(html: &mut String, tag: &str, class: &str, text: &str) {
-    let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
-    let _ = write!(html, "<{tag}{class}>{}</{tag}>", escape(text));
 }
 
 /// A cell whose colour says how much of it is wrong.

@@ -8,7 +8,6 @@ pub mod answers;
 pub mod cost;
 pub mod html;
 pub mod study;
-pub mod svg;
 pub mod text;
 
 use quire::mapcount::Scheme;

@@ -1,7 +1,8 @@
 //! The floor: what each operation comes to when its handler knows everything beforehand, and only loads and stores the entries.
 //!
 //! The entries stand in a [window](crate::window) of 4 KiB pages whatever the shape; there are as many as the shape has leaves. A flush is in
-//! where no manager can do without.
+//! where no manager can do without. What is done to all leaves at once has a window of its own, in which only one page of each folio was touched, as
+//! in the manager's: hosts that shadow page tables pay for what was touched.
 
 use core::hint::black_box;
 use core::sync::atomic::AtomicU64;
@@ -21,29 +22,45 @@ use crate::window::{self, READ, READ_WRITE, Window};
 #[derive(Debug)]
 pub struct Bare<'a> {
     machine: &'a Machine,
+    /// Where faults are taken.
     window: Window<'a>,
+    /// What is forked, cleared and split.
+    whole: Window<'a>,
     shape: Shape,
     /// A forked child's tables, or that of a leaf that is split.
     copies: Pfn,
     /// The pages that are faulted in, and behind them what they are copied to.
     data: Pfn,
     leaves: u64,
+    folios: u64,
     faults: u64,
 }
 
 impl<'a> Bare<'a> {
     /// Frames it takes where a round has `pages` pages.
     pub const fn frames(pages: u64) -> u64 {
-        Window::frames(pages) + pages.div_ceil(ENTRIES as u64) + 2 * FLOOR_FAULTS
+        2 * Window::frames(pages) + pages.div_ceil(ENTRIES as u64) + 2 * FLOOR_FAULTS
     }
 
     /// The floor of `shape`, in the plan's frames for it.
     pub fn new(machine: &'a Machine, plan: &Plan, shape: Shape) -> Self {
         let window = Window::new(machine, plan.bare, plan.pages);
-        let copies = plan.bare.add(Window::frames(plan.pages));
+        let whole = plan.bare.add(Window::frames(plan.pages));
+        let copies = whole.add(Window::frames(plan.pages));
+        let whole = Window::new(machine, whole, plan.pages);
         let data = copies.add(plan.pages.div_ceil(ENTRIES as u64));
         let leaves = plan.pages >> shape.level.page_shift();
-        Self { machine, window, shape, copies, data, leaves, faults: plan.floor_faults(shape) }
+        Self {
+            machine,
+            window,
+            whole,
+            shape,
+            copies,
+            data,
+            leaves,
+            folios: shape.folios(plan.pages),
+            faults: plan.floor_faults(shape),
+        }
     }
 
     /// One round of what the plan wants.
@@ -58,16 +75,16 @@ impl<'a> Bare<'a> {
             self.touch(clock, plan.pages);
         }
         if wants(Operation::ZapOne) {
-            self.fill();
+            self.fill(clock);
             for page in 0..self.faults {
                 clock.time(Operation::ZapOne, || {
-                    self.window.entry(page).store(0, Relaxed);
+                    self.whole.entry(page).store(0, Relaxed);
                     self.machine.flush_page(window::BASE.add_pages(page));
                 });
             }
         }
         if wants(Operation::Fork) {
-            self.fill();
+            self.fill(clock);
             clock.time(Operation::Fork, || {
                 for (table, copy) in self.tables() {
                     for (from, to) in table.iter().zip(copy) {
@@ -80,14 +97,14 @@ impl<'a> Bare<'a> {
             });
         }
         if wants(Operation::Unmap) {
-            self.fill();
+            self.fill(clock);
             clock.time(Operation::Unmap, || {
                 self.clear();
                 self.machine.flush_all();
             });
         }
         if wants(Operation::Split) && self.shape.level > Level::ONE {
-            self.fill();
+            self.fill(clock);
             for page in 0..self.leaves {
                 clock.time(Operation::Split, || {
                     let mut leaf = self.data.address() | READ_WRITE;
@@ -95,12 +112,12 @@ impl<'a> Bare<'a> {
                         entry.store(leaf, Relaxed);
                         leaf += PAGE_SIZE;
                     }
-                    self.window.map(page, self.copies, READ_WRITE);
+                    self.whole.map(page, self.copies, READ_WRITE);
                     self.machine.flush_page(window::BASE.add_pages(page));
                 });
             }
         }
-        self.fill();
+        self.fill(clock);
         self.machine.load_no_tenant();
         if wants(Operation::Teardown) {
             clock.time(Operation::Teardown, || self.clear());
@@ -136,12 +153,17 @@ impl<'a> Bare<'a> {
         });
     }
 
-    /// Maps everything, and lets nothing of before be cached.
-    fn fill(&self) {
+    /// Maps everything, lets nothing of before be cached, and touches the first page of each folio.
+    fn fill(&mut self, clock: Clock) {
         for i in 0..self.leaves {
-            self.window.map(i, self.data.add(i % FLOOR_FAULTS), READ_WRITE);
+            self.whole.map(i, self.data.add(i % FLOOR_FAULTS), READ_WRITE);
         }
-        self.machine.flush_all();
+        self.machine.load_root(self.whole.root());
+        let stride = self.leaves / self.folios;
+        for nth in 0..self.folios {
+            let mut handler = Handler { bare: self, clock, operation: None };
+            self.machine.touch(&mut handler, window::BASE.add_pages(nth * stride), 1, Access::Load);
+        }
     }
 
     fn clear(&self) {
@@ -158,7 +180,7 @@ impl<'a> Bare<'a> {
     /// The entries of all leaves, table by table, each beside the table of its copy.
     fn tables(&self) -> impl Iterator<Item = (&[AtomicU64], &[AtomicU64])> {
         let leaves = self.leaves as usize;
-        self.window.tables().take(leaves.div_ceil(ENTRIES)).enumerate().map(move |(i, table)| {
+        self.whole.tables().take(leaves.div_ceil(ENTRIES)).enumerate().map(move |(i, table)| {
             let copy = &self.machine.frame(self.copies.add(i as u64)).0;
             (&table[..ENTRIES.min(leaves - i * ENTRIES)], &copy[..])
         })

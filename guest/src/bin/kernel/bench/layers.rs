@@ -86,11 +86,6 @@ pub fn play<A: Accounting>(stage: &Stage<'_, '_, A>) -> Result<(), &'static str>
             machine.copy(leaf.pfn, first.pfn);
         }
     });
-    clock.time_layer(Layer::Zero, || {
-        for (_, leaf, _) in folios_mapped() {
-            machine.zero(leaf.pfn, order.pages());
-        }
-    });
     stage.destroy(space);
 
     let mut runs: [Option<Run>; FLOOR_FAULTS as usize] = [None; FLOOR_FAULTS as usize];

@@ -44,7 +44,12 @@ impl Clock {
     fn time_kind<T>(self, kind: u8, work: impl FnOnce() -> T) -> T {
         let since = cpu::tsc();
         let result = work();
-        let ticks = cpu::tsc() - since;
+        self.note(kind, cpu::tsc() - since);
+        result
+    }
+
+    /// A sample of `ticks` that were counted elsewhere.
+    fn note(self, kind: u8, ticks: u64) {
         if self.runs {
             touch::record(Sample {
                 ticks: ticks.min(u64::from(u32::MAX)) as u32,
@@ -53,7 +58,6 @@ impl Clock {
                 spare: spare::of(self.shape.level, self.is_floor),
             });
         }
-        result
     }
 
     /// Tells the touch program that the fault it is about to resume from was one of `operation`.
@@ -186,7 +190,13 @@ impl<A: Accounting> touch::Tenant for Faulting<'_, '_, '_, A> {
         };
         let served = match layer {
             Some(layer) if self.stage.has_layers => {
-                self.stage.clock.time_layer(layer, || manager.fault(self.space, address, access))
+                let Stage { machine, clock, .. } = self.stage;
+                let before = machine.clear_ticks();
+                let served = clock.time_layer(layer, || manager.fault(self.space, address, access));
+                if layer == Layer::FaultManager {
+                    clock.note(Layer::Zero as u8, machine.clear_ticks() - before);
+                }
+                served
             }
             _ => manager.fault(self.space, address, access),
         };
