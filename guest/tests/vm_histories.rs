@@ -175,6 +175,8 @@ impl<'m, A: Accounting> State<'m, A> {
         let expected = self.words.get(&key).copied().unwrap_or(starts);
         match expected {
             Some(expected) => assert_eq!(word, expected, "{who}: {key:?}"),
+            // It may be one's own, or what an object has there: only a store settles that.
+            None if matches!(key, Key::Own(..)) => {}
             None => {
                 self.words.insert(key, Some(word));
             }
@@ -307,8 +309,8 @@ impl<'m, A: Accounting> State<'m, A> {
             let key = Key::Own(space, page);
             if gone {
                 self.words.remove(&key);
-            } else if let Some(word) = self.words.get_mut(&key) {
-                *word = None;
+            } else {
+                self.words.insert(key, None);
             }
         }
     }
@@ -604,24 +606,14 @@ impl<'m, A: Accounting> State<'m, A> {
                     }
                 }
             }
+            Err(error) if error != MapError::OutOfFrames => {}
             Err(_) => {
-                // What stood at the new place may be gone, and some may have moved: what is where is read from now on.
+                assert!(self.is_low());
+                // What stood at the new place may be gone, and some may have moved: what is where nobody knows.
                 let touched = [page..page + pages, to..to + new_pages];
                 for page in touched.into_iter().flatten() {
                     self.words.insert(Key::Own(space, page), None);
                 }
-                self.unsure(space);
-            }
-        }
-    }
-
-    /// Pages of private mappings of objects may look through again: private words that nobody knows are not known to be private either.
-    fn unsure(&mut self, space: SpaceId) {
-        let object: Vec<u64> = self.w.manager.vmas(space).filter(|vma| vma.object() != 0).flat_map(|vma| vma.start()..vma.end()).collect();
-        for page in object {
-            let key = Key::Own(space, page);
-            if self.words.get(&key) == Some(&None) {
-                self.words.remove(&key);
             }
         }
     }
