@@ -13,10 +13,13 @@ use std::thread;
 use quire::addr::{Level, Order, Pfn};
 use quire::ledger::OF_VMS;
 use quire::mapcount::{
-    Accounting, Answer, COUNT_LIMIT, Class, Classes, Countdown, Everything, None as NoCounts, Total, Tuples, ZeroOneTwoMany,
+    Accounting, Answer, COUNT_LIMIT, Class, Classes, Countdown, Everything, None as NoCounts, Total, Tuples,
+    ZeroOneTwoMany,
 };
 use quire::memory::Memory;
-use quire::space::{Access, Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId, Tracking, VmaFlags};
+use quire::space::{
+    Access, Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId, Tracking, VmaFlags,
+};
 use quire::stage2::{
     AsId, Backing, LogError, Slot, SlotError, SlotFlags, SlotId, Stage2Format, VmAccess, VmFaultError, VmId,
 };
@@ -66,7 +69,8 @@ fn history(seed: u64) -> Vec<Op> {
     let all: u32 = WHATS.iter().map(|&(_, weight)| weight).sum();
     let pick = |rng: &mut SmallRng| {
         let mut at = rng.random_range(0..all);
-        let &(what, _) = WHATS.iter().find(|&&(_, weight)| at.checked_sub(weight).map(|left| at = left).is_none()).unwrap();
+        let &(what, _) =
+            WHATS.iter().find(|&&(_, weight)| at.checked_sub(weight).map(|left| at = left).is_none()).unwrap();
         what
     };
     (0..LENGTH).map(|_| Op { what: pick(&mut rng), n: rng.random() }).collect()
@@ -366,7 +370,8 @@ impl<'m, A: Accounting> State<'m, A> {
                     8 => Map::Private(object, offset),
                     _ => Map::Device(Pfn::new(self.w.device().raw() + first % DEVICE_FRAMES)),
                 };
-                let pages = if let Map::Device(_) = what { pages.min(DEVICE_FRAMES - first % DEVICE_FRAMES) } else { pages };
+                let pages =
+                    if let Map::Device(_) = what { pages.min(DEVICE_FRAMES - first % DEVICE_FRAMES) } else { pages };
                 let prot = if (e >> 8) % 4 == 0 { R } else { RW };
                 self.say(|| format!("{space:?}: map {page:#x}+{pages} {what:?} {prot:?}"));
                 let result = self.w.manager.map_fixed(space, at(page), pages, prot, what);
