@@ -287,8 +287,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
         }
         debug_assert_eq!(page.parents(), 0, "a parent was not found");
-        self.remove_shadow(vm, page);
+        // Found among the others until it is empty: its leaves count beside each other.
         self.empty_shadow(vm, page, change, cut);
+        self.remove_shadow(vm, page);
         cut.is_dirty = true;
         page.set_next(cut.dead);
         cut.dead = u64::from(page.record().raw());
