@@ -630,8 +630,10 @@ fn give_back<A: Accounting>(n: &Nest<'_, A>, gf: Pfn) {
         if run == gf {
             let gfns = run.raw()..run.raw() + 512;
             assert!(n.w.manager.discard(n.vm, AsId::NORMAL, gfns).unwrap(), "nobody else has it");
+            true
         } else {
             give_back(n, gf);
+            false
         }
     });
     assert!(found, "the folio is free");
