@@ -5,6 +5,9 @@
 //! memory for its own growth. A broken block whose frames are all free becomes whole again, except one that is kept
 //! at hand so that a load at the edge does not break and mend a block on every fault.
 //!
+//! A run that is given back to a broken block stays *loose* at first: chained to the others of its block, to be handed out again as it is. Most runs are wanted
+//! again in the order they had, or their block becomes whole before anybody wants a larger one. Loose runs are merged with their buddies when the lists have nothing left.
+//!
 //! Runs known to be zero are kept on lists of their own: fresh memory is zero and need not be cleared again.
 
 use core::fmt;
@@ -39,6 +42,10 @@ mod block {
     pub(super) const NEXT: Field<36, 27> = Field;
     pub(super) const RECORD: Field<8, 32> = Field;
     pub(super) const NR_FREE: Field<8, 10> = Field;
+    /// The frame in the block where its chain of loose runs starts, 0 for none: that one is spent on slots.
+    pub(super) const LOOSE: Field<18, 9> = Field;
+    /// Frames in that chain, which are among those that are free.
+    pub(super) const NR_LOOSE: Field<27, 10> = Field;
     pub(super) const NONE: u64 = (1 << 27) - 1;
 }
 
@@ -48,7 +55,7 @@ mod slot {
     pub(super) const PREV: Field<0, 40> = Field; // word 0
     pub(super) const ORDER: Field<3, 4> = Field; // word 1, behind the kind
     pub(super) const ZERO: Field<7, 1> = Field;
-    pub(super) const NEXT: Field<8, 40> = Field;
+    pub(super) const NEXT: Field<8, 40> = Field; // of a loose run the frame in the block, 0 for none
     pub(super) const NONE: u64 = (1 << 40) - 1;
 }
 
@@ -109,6 +116,8 @@ pub struct Frames<M> {
     heads: [[AtomicU64; NR_ORDERS]; 2],
     /// Which of the lists are not empty: bit n for order n.
     filled: [AtomicU64; 2],
+    /// The list of the blocks that have loose runs; its links stand in word 0 of a block's first slot, which is a slot frame's.
+    loose: AtomicU64,
     has_spare: AtomicBool,
     free: AtomicU64,
     reserve: AtomicU64,
@@ -245,6 +254,7 @@ impl<M: Memory> Frames<M> {
             lock: AtomicU64::new(0),
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
             filled: [const { AtomicU64::new(0) }; 2],
+            loose: AtomicU64::new(0),
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
@@ -391,9 +401,12 @@ impl<M: Memory> Frames<M> {
         let order = order.get();
         let run = if order <= MAX_SMALL {
             self.take_small(order, want_zero).or_else(|| {
-                let (first, zeroed) = self.take_blocks(9, want_zero)?;
-                self.break_block(first, zeroed);
-                self.take_small(order, want_zero)
+                self.settle();
+                self.take_small(order, want_zero).or_else(|| {
+                    let (first, zeroed) = self.take_blocks(9, want_zero)?;
+                    self.break_block(first, zeroed);
+                    self.take_small(order, want_zero)
+                })
             })
         } else {
             self.take_blocks(order, want_zero)
@@ -438,7 +451,16 @@ impl<M: Memory> Frames<M> {
     }
 
     fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
-        let (zero, found) = self.lowest_list(order..MAX_SMALL + 1, want_zero)?;
+        let known_zero = if want_zero { self.take_listed(order, true) } else { None };
+        known_zero
+            .or_else(|| self.take_loose(order))
+            .or_else(|| self.take_listed(order, false))
+            .or_else(|| self.take_listed(order, true))
+    }
+
+    /// A run from the lists of those known to be zero, or of the others.
+    fn take_listed(&self, order: u8, zero: bool) -> Option<Run> {
+        let found = self.lowest_list(order..MAX_SMALL + 1, zero)?;
         let pfn = Pfn::new(self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1);
         self.unlink_small(pfn, found, zero);
         self.count_free(pfn, -(1 << order));
@@ -448,18 +470,33 @@ impl<M: Memory> Frames<M> {
         Some(Run { pfn, zeroed: zero })
     }
 
-    /// The list of the lowest of `orders` that has something, of runs known to be zero or not as wanted, or else of the others.
-    fn lowest_list(&self, orders: Range<u8>, want_zero: bool) -> Option<(bool, u8)> {
+    /// The list of the lowest of `orders` that has something, of runs known to be zero or of the others.
+    fn lowest_list(&self, orders: Range<u8>, zero: bool) -> Option<u8> {
         let within = (1 << orders.end) - (1 << orders.start);
-        [want_zero, !want_zero].into_iter().find_map(|zero| {
-            let filled = self.filled[usize::from(zero)].load(Relaxed) & within;
-            (filled != 0).then(|| (zero, filled.trailing_zeros() as u8))
-        })
+        let filled = self.filled[usize::from(zero)].load(Relaxed) & within;
+        (filled != 0).then(|| filled.trailing_zeros() as u8)
     }
 
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
-        self.slot_head(pfn)[1].store(0, Relaxed);
-        self.count_free(pfn, 1 << order);
+        if zeroed {
+            self.slot_head(pfn)[1].store(0, Relaxed);
+            self.count_free(pfn, 1 << order);
+            self.merge(pfn, order, true);
+        } else {
+            self.put_loose(pfn, order);
+        }
+        let block = pfn.raw() / BLOCK;
+        if block::NR_FREE.get(self.directory_word(block)) == BLOCK - self.slot_frames() {
+            if self.has_spare.load(Relaxed) {
+                self.mend_block(block);
+            } else {
+                self.has_spare.store(true, Relaxed);
+            }
+        }
+    }
+
+    /// Puts a run whose frames count as free on the list of the largest order that it makes with its buddies.
+    fn merge(&self, pfn: Pfn, order: u8, zeroed: bool) {
         let (mut pfn, mut order, mut zeroed) = (pfn, order, zeroed);
         while order < MAX_SMALL {
             let buddy = Pfn::new(pfn.raw() ^ 1 << order);
@@ -475,14 +512,6 @@ impl<M: Memory> Frames<M> {
             pfn = pfn.align_down(Order::new(order));
         }
         self.link_small(pfn, order, zeroed);
-        let block = pfn.raw() / BLOCK;
-        if block::NR_FREE.get(self.directory_word(block)) == BLOCK - self.slot_frames() {
-            if self.has_spare.load(Relaxed) {
-                self.mend_block(block);
-            } else {
-                self.has_spare.store(true, Relaxed);
-            }
-        }
     }
 
     /// Makes the block that is kept broken though all free whole again.
@@ -529,9 +558,21 @@ impl<M: Memory> Frames<M> {
     }
 
     fn mend_block(&self, block: u64) {
-        for (pfn, order) in self.runs_of_block(block) {
-            let zero = slot::ZERO.get(&self.slot_head(pfn)[1]) == 1;
-            self.unlink_small(pfn, order, zero);
+        let word = self.directory_word(block).load(Relaxed);
+        if block::LOOSE.of(word) != 0 {
+            self.unlink_loose(block);
+        }
+        // Loose runs are on no list: they go with the slots.
+        let mut listed = block::NR_FREE.of(word) - block::NR_LOOSE.of(word);
+        let mut pfn = Pfn::new(block * BLOCK + self.slot_frames());
+        while listed > 0 {
+            let word = self.slot_head(pfn)[1].load(Relaxed);
+            let order = slot::ORDER.of(word) as u8;
+            if KIND.of(word) == Kind::Free as u64 {
+                self.unlink_small(pfn, order, slot::ZERO.of(word) == 1);
+                listed -= 1 << order;
+            }
+            pfn = pfn.add(1 << order);
         }
         add_to(&self.broken, -1);
         add_to(&self.free, self.slot_frames() as i64);
@@ -549,7 +590,9 @@ impl<M: Memory> Frames<M> {
     }
 
     fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
-        let (zero, found) = self.lowest_list(order..NR_ORDERS as u8, want_zero)?;
+        let (zero, found) = [want_zero, !want_zero]
+            .into_iter()
+            .find_map(|zero| Some((zero, self.lowest_list(order..NR_ORDERS as u8, zero)?)))?;
         let block = self.first_block + self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1;
         self.unlink_blocks(block, found, zero);
         for half in (order..found).rev() {
@@ -576,6 +619,100 @@ impl<M: Memory> Frames<M> {
             block = block.min(buddy);
         }
         self.link_blocks(block, order, zeroed);
+    }
+
+    // --- loose runs ------------------------------------------------------------------------------------------
+
+    /// Chains a run that is given back to its block.
+    fn put_loose(&self, pfn: Pfn, order: u8) {
+        let (block, at, frames) = (pfn.raw() / BLOCK, pfn.raw() % BLOCK, 1 << order);
+        let directory_word = self.directory_word(block);
+        let word = directory_word.load(Relaxed);
+        let next = block::LOOSE.of(word);
+        self.slot_head(pfn)[1].store(
+            KIND.bits(Kind::Loose as u64) | slot::ORDER.bits(u64::from(order)) | slot::NEXT.bits(next),
+            Relaxed,
+        );
+        // Neither sum leaves its field: a block has no more frames than that.
+        let word = word + block::NR_FREE.bits(frames) + block::NR_LOOSE.bits(frames);
+        directory_word.store(word ^ block::LOOSE.bits(next ^ at), Relaxed);
+        if next == 0 {
+            self.link_loose(block);
+        }
+    }
+
+    /// The run that came last to the first block of the list, if it is of that order.
+    fn take_loose(&self, order: u8) -> Option<Run> {
+        let block = self.first_block + self.loose.load(Relaxed).checked_sub(1)?;
+        let directory_word = self.directory_word(block);
+        let word = directory_word.load(Relaxed);
+        let at = block::LOOSE.of(word);
+        let pfn = Pfn::new(block * BLOCK + at);
+        let slot = self.slot_head(pfn);
+        let run = slot[1].load(Relaxed);
+        if slot::ORDER.of(run) != u64::from(order) {
+            return None;
+        }
+        slot[1].store(0, Relaxed);
+        let (next, frames) = (slot::NEXT.of(run), 1 << order);
+        if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
+            // The spare block is in use from now on.
+            self.has_spare.store(false, Relaxed);
+        }
+        let word = word - block::NR_FREE.bits(frames) - block::NR_LOOSE.bits(frames);
+        directory_word.store(word ^ block::LOOSE.bits(at ^ next), Relaxed);
+        if next == 0 {
+            self.unlink_loose(block);
+        }
+        Some(Run { pfn, zeroed: false })
+    }
+
+    /// Merges all loose runs with their buddies.
+    fn settle(&self) {
+        while let Some(block) = self.loose.load(Relaxed).checked_sub(1) {
+            let block = self.first_block + block;
+            let directory_word = self.directory_word(block);
+            let mut at = block::LOOSE.get(directory_word);
+            self.unlink_loose(block);
+            block::LOOSE.set(directory_word, 0);
+            block::NR_LOOSE.set(directory_word, 0);
+            while at != 0 {
+                let pfn = Pfn::new(block * BLOCK + at);
+                let slot = self.slot_head(pfn);
+                let run = slot[1].load(Relaxed);
+                slot[1].store(0, Relaxed);
+                self.merge(pfn, slot::ORDER.of(run) as u8, false);
+                at = slot::NEXT.of(run);
+            }
+        }
+    }
+
+    /// The word with the links of a block with loose runs.
+    fn loose_links(&self, block: u64) -> &AtomicU64 {
+        &self.slot_head(Pfn::new(block * BLOCK))[0]
+    }
+
+    fn link_loose(&self, block: u64) {
+        let next = self.loose.load(Relaxed).checked_sub(1);
+        self.loose_links(block)
+            .store(block::PREV.bits(block::NONE) | block::NEXT.bits(next.unwrap_or(block::NONE)), Relaxed);
+        if let Some(next) = next {
+            block::PREV.set(self.loose_links(self.first_block + next), block - self.first_block);
+        }
+        self.loose.store(block - self.first_block + 1, Relaxed);
+    }
+
+    fn unlink_loose(&self, block: u64) {
+        let links = self.loose_links(block);
+        let (prev, next) = (block::PREV.get(links), block::NEXT.get(links));
+        if prev == block::NONE {
+            self.loose.store(if next == block::NONE { 0 } else { next + 1 }, Relaxed);
+        } else {
+            block::NEXT.set(self.loose_links(self.first_block + prev), next);
+        }
+        if next != block::NONE {
+            block::PREV.set(self.loose_links(self.first_block + next), prev);
+        }
     }
 
     // --- lists -----------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Table = 4,
     /// Records or a directory.
     Records = 5,
+    /// The first frame of a free run that is not merged with its buddies.
+    Loose = 6,
 }
 
 pub(super) const KIND: Field<0, 3> = Field;

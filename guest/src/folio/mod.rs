@@ -4,7 +4,7 @@
 //! directory: one word per 2 MiB block
 //!   hole | free (order >= 9, on a list) | folio of order >= 9: its record | broken: has slots
 //! slots: one per frame of a broken block, in the block's own first frames
-//!   nothing | small folio (the slot is its descriptor) | head of a large one: its record | free run | table page | records
+//!   nothing | small folio (the slot is its descriptor) | head of a large one: its record | free run, listed or loose | table page | records
 //! record: the descriptor of a folio of order >= 1
 //! ```
 //!
