@@ -30,7 +30,7 @@ fn main() {
         .arg("--target-dir")
         .arg(&target_dir)
         .args(["--config", "profile.release.panic='abort'", "--config", "profile.release.lto='fat'"])
-        .args(["--config", "profile.release.codegen-units=1", "--config", "profile.release.opt-level=3"])
+        .args(["--config", "profile.release.codegen-units=1", "--config", "profile.release.opt-level=2"])
         .args(["--config", "profile.release.debug=false", "--config", "profile.release.strip='debuginfo'"])
         // The outer build's wrappers and flags are for the host (clippy's driver among them).
         .env_remove("RUSTC_WORKSPACE_WRAPPER")

@@ -68,6 +68,12 @@ pub trait Tlb {
         let _ = (root, scope);
     }
 
+    /// Leaves of the stage-2 tables rooted at `root` were narrowed or are gone: no guest may be entered on them before a [flush](Self::flush_stage2). An embedder
+    /// whose CPU would not show that one was forgotten keeps account.
+    fn owe_stage2(&self, root: Pfn) {
+        let _ = root;
+    }
+
     /// A root table was made, with all entries absent. An embedder that keeps part of every address space for itself (an upper
     /// half) enters it here, above the tenant's pages.
     fn new_root(&self, root: Pfn) {
@@ -93,6 +99,9 @@ impl<T: Tlb> Tlb for &T {
     }
     fn flush_stage2(&self, root: Pfn, scope: FlushScope) {
         (**self).flush_stage2(root, scope);
+    }
+    fn owe_stage2(&self, root: Pfn) {
+        (**self).owe_stage2(root);
     }
     fn new_root(&self, root: Pfn) {
         (**self).new_root(root);

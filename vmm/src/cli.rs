@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::memory::{Backing, Populate};
 use crate::progress;
 use crate::record::{RecordOptions, record};
-use crate::replay::{Backend, Config, Ring, replay};
+use crate::replay::{Backend, Config, Ring, Stage2, replay};
 use crate::report::Report;
 use crate::workload::Workload;
 use crate::{flat, kernel, schemes};
@@ -103,9 +103,13 @@ struct ReplayArgs {
     /// The manager's ring in the VM; auto times a loop at both and picks
     #[arg(long, value_name = "auto|0|3", default_value = "auto")]
     ring: Ring,
-    /// Tables of tenant VMs; none exist yet
+    /// Replay inside of a tenant VM with these tables: its own manager has the trace's processes, ours below has the VM. ept and npt want a KVM that offers
+    /// VMX or SVM to its guests
     #[arg(long, value_enum, default_value = "none")]
     stage2: Stage2,
+    /// With --stage2: have the VMM log, copy and move its VM's memory at each checkpoint, by this seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    disturb: u64,
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: u32,
@@ -249,19 +253,6 @@ impl What {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-enum Stage2 {
-    /// No tenant VMs.
-    #[default]
-    None,
-    /// Composed tables.
-    Shadow,
-    /// VMX.
-    Ept,
-    /// SVM.
-    Npt,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StatsText {
     /// A line for each tenant.
@@ -361,9 +352,6 @@ impl ReplayArgs {
         if self.vcpus != 1 {
             return Err(Error::Lacks(format!("--vcpus {}: the kernel runs one virtual CPU so far", self.vcpus)));
         }
-        if self.stage2 != Stage2::None {
-            return Err(Error::Lacks("--stage2: there are no tenant VMs in this version".to_owned()));
-        }
         let order = Order::new(self.max_order);
         Ok(Config {
             backend: self.backend,
@@ -371,6 +359,8 @@ impl ReplayArgs {
             memory: self.mem,
             guest_memory: self.guest_memory,
             populate: if self.populate { Populate::Before } else { Populate::Lazy },
+            stage2: self.stage2,
+            disturb: self.disturb,
             orders: (2 << order.get()) - 1,
             max_leaf: match order {
                 _ if self.small_leaves => Level::ONE,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use hdrhistogram::Histogram;
+use quire::abi::nest::word as vm;
 use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, audit_of, event_word, metadata_of, word};
-use quire::abi::sample::{FLOOR, Sample};
+use quire::abi::sample::{FLOOR, STAGE2, Sample};
 use quire::mapcount::Scheme;
 use quire::space::FaultKind;
 use quire::trace::{Event, look};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::doctor::Host;
 use crate::memory_stats::MemoryStats;
-use crate::replay::{Backend, Config, Measured};
+use crate::replay::{Backend, Config, Measured, Stage2};
 use crate::workload::Workload;
 
 /// Latencies, in nanoseconds.
@@ -162,6 +163,116 @@ pub struct Kvm {
     pub stats: BTreeMap<String, u64>,
 }
 
+/// A tenant VM, and level 0 below it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Vm {
+    /// `shadow`, `ept` or `npt`.
+    pub engine: &'static str,
+    /// Exits of the guest, or traps of a shadow engine.
+    pub exits: u64,
+    /// Faults of the guest's own, which the manager inside has served.
+    pub guest_faults: u64,
+    /// Nanoseconds of one on average, exits apart.
+    pub guest_fault_ns: f64,
+    /// Faults that level 0 has served: of stage 2, and under `shadow` of composed tables with those.
+    pub stage2_faults: u64,
+    /// Nanoseconds of one on average, exits apart.
+    pub stage2_fault_ns: f64,
+    /// Pages that one has mapped on average.
+    pub pages_per_fault: f64,
+    /// Faults of the VMM's own space among them; under `shadow` those of stage 2.
+    pub below_faults: u64,
+    /// Accesses that only level 0 had to serve, exit included.
+    pub access: Latency,
+    /// At the checkpoint with the most leaves: leaves of stage 2 of 4 KiB, 2 MiB and 1 GiB.
+    pub leaves: [u64; 3],
+    /// Leaves composed from the guest's tables there.
+    pub composed_leaves: u64,
+    /// Pages that the guest has mapped there.
+    pub mapped_pages: u64,
+    /// Of these, pages in leaves of 2 MiB or more at both levels.
+    pub huge_pages: u64,
+    /// Things that the VMM has done to its VM's memory.
+    pub disturbances: u64,
+    /// Recounts of all classes at level 0.
+    pub recounts: u64,
+    /// Comparisons in them.
+    pub checks: u64,
+    /// Comparisons that failed.
+    pub mismatches: u64,
+    /// Whether all memory of level 0 was free at the end.
+    pub clean: bool,
+}
+
+impl Vm {
+    fn new(engine: Stage2, measured: &Measured) -> Self {
+        let w = &measured.words;
+        let ns = |index: usize| w[index] as f64 * measured.tick_ns;
+        let samples = measured.samples.iter().filter(|sample| sample.kind == STAGE2);
+        Self {
+            engine: engine.name(),
+            exits: w[vm::EXITS],
+            guest_faults: w[vm::GUEST_FAULTS],
+            guest_fault_ns: ratio(ns(vm::GUEST_TICKS), w[vm::GUEST_FAULTS]),
+            stage2_faults: w[vm::STAGE2_FAULTS],
+            stage2_fault_ns: ratio(ns(vm::STAGE2_TICKS), w[vm::STAGE2_FAULTS]),
+            pages_per_fault: ratio(w[vm::STAGE2_PAGES] as f64, w[vm::STAGE2_FAULTS]),
+            below_faults: w[vm::HOST_FAULTS],
+            access: Latency::of(samples.map(|sample| (f64::from(sample.ticks) * measured.tick_ns) as u64)),
+            leaves: [w[vm::LEAVES], w[vm::LEAVES + 1], w[vm::LEAVES + 2]],
+            composed_leaves: w[vm::COMPOSED],
+            mapped_pages: w[vm::MAPPED],
+            huge_pages: w[vm::HUGE],
+            disturbances: w[vm::DISTURBANCES],
+            recounts: w[vm::RECOUNTS],
+            checks: w[vm::CHECKS],
+            mismatches: w[vm::MISMATCHES],
+            clean: w[vm::CLEAN] == 1,
+        }
+    }
+}
+
+impl fmt::Display for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n  in a tenant VM on `{}` tables, {} exits", self.engine, self.exits)?;
+        let faults = |f: &mut fmt::Formatter<'_>, name: &str, count: u64, ns: f64, rest: &str| {
+            writeln!(f, "    {name:<25} {count:>8}  {} each, exits apart{rest}", Time(ns))
+        };
+        faults(f, "faults of the guest", self.guest_faults, self.guest_fault_ns, "")?;
+        let pages = format!("; {:.1} pages each", self.pages_per_fault);
+        faults(f, "faults of level 0", self.stage2_faults, self.stage2_fault_ns, &pages)?;
+        if self.access.count > 0 {
+            row(f, "  accesses that only level 0 served", &self.access, "")?;
+        }
+        let [small, large, largest] = self.leaves;
+        writeln!(
+            f,
+            "    leaves of stage 2         {small:>8}  of 4 KiB, {large} of 2 MiB, {largest} of 1 GiB; {} composed",
+            self.composed_leaves
+        )?;
+        writeln!(
+            f,
+            "    huge at both levels       {:>8}  of {} pages that the guest has mapped",
+            self.huge_pages, self.mapped_pages
+        )?;
+        if self.disturbances > 0 {
+            writeln!(
+                f,
+                "    the VMM meanwhile         {:>8}  times logged, copied, moved or harvested its memory",
+                self.disturbances
+            )?;
+        }
+        writeln!(
+            f,
+            "    level 0 checked: {} recounts of all classes with {} comparisons, {} wrong; {}",
+            self.recounts,
+            self.checks,
+            self.mismatches,
+            if self.clean { "all its memory free at the end" } else { "its memory was not free at the end" }
+        )
+    }
+}
+
 /// The whole.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -233,8 +344,8 @@ pub struct Report {
     pub stats: Option<MemoryStats>,
     /// What was compared.
     pub audit: Audit,
-    /// Stage 2 of tenant VMs: there are none yet.
-    pub stage2: Option<()>,
+    /// The tenant VM that the replay ran in, if it did: everything else here is about the manager inside.
+    pub stage2: Option<Vm>,
     /// What KVM saw, in a VM.
     pub kvm: Option<Kvm>,
     /// What a sample of nothing would show, in nanoseconds. It is in every latency.
@@ -340,7 +451,7 @@ impl Report {
                 contents: w[word::VERIFIED],
                 clean: w[word::CLEAN] == 1,
             },
-            stage2: None,
+            stage2: (config.stage2 != Stage2::None).then(|| Vm::new(config.stage2, measured)),
             kvm: measured.timings.map(|timings| Kvm {
                 exits: measured.exits,
                 setup_ms: (timings.open + timings.memory + timings.vm + timings.vcpu + timings.load).as_secs_f64()
@@ -521,6 +632,9 @@ impl fmt::Display for Report {
             m.bytes_per_frame, m.bytes_per_folio
         )?;
 
+        if let Some(vm) = &self.stage2 {
+            vm.fmt(f)?;
+        }
         let a = &self.audit;
         writeln!(
             f,

@@ -42,11 +42,12 @@ impl Drop for Scratch {
     }
 }
 
-/// A ROM for the top of the first 4 GiB: `image`, and 64 KiB whose reset vector enters flat 32-bit protected mode, copies the image to
-/// 1 MiB and jumps there. (Bochs loads files into RAM only in pieces of 128 KiB.)
+/// A ROM for the top of the first 4 GiB: `image`, compressed, and 64 KiB whose reset vector enters flat 32-bit protected mode, unpacks the image to
+/// 1 MiB and jumps there. (Bochs loads files into RAM only in pieces of 128 KiB, and takes ROMs of 2 MiB at most.)
 fn rom(image: &[u8]) -> Vec<u8> {
-    let mut rom = image.to_vec();
-    rom.resize(image.len().next_multiple_of(0x1_0000) + 0x1_0000, 0);
+    let packed = lz4_flex::block::compress(image);
+    let mut rom = packed.clone();
+    rom.resize(packed.len().next_multiple_of(0x1_0000) + 0x1_0000, 0);
     let from = rom.len().wrapping_neg() as u32;
     let last = rom.len() - 0x1_0000;
     let mut put = |at: usize, bytes: &[u8]| rom[last + at..][..bytes.len()].copy_from_slice(bytes);
@@ -58,18 +59,26 @@ fn rom(image: &[u8]) -> Vec<u8> {
     put(0x1e, &hex("66 b8 10 00 8e d8 8e c0 8e d0 8e e0 8e e8 e4 92 0c 02 24 fe e6 92 eb 4a"));
     // a flat GDT and its pointer
     put(0x48, &hex("ff ff 00 00 00 9b cf 00 ff ff 00 00 00 93 cf 00 17 00 40 00 ff ff"));
-    // mov esi, from; mov edi, 1 MiB; mov ecx, words; cld; rep movsd; eax = ebx = 0; mov ecx, 1 MiB; jmp ecx
-    let words = (image.len().div_ceil(4) as u32).to_le_bytes();
     let code = [
-        &[0xbe],
-        &from.to_le_bytes()[..],
-        &hex("bf 00 00 10 00 b9"),
-        &words,
-        &hex("fc f3 a5 31 c0 31 db b9 00 00 10 00 ff e1"),
+        // mov esp, 0x7000; mov esi, from; mov edi, 1 MiB; mov edx, the end; cld
+        &hex("bc 00 70 00 00 be")[..],
+        &from.to_le_bytes(),
+        &hex("bf 00 00 10 00 ba"),
+        &from.wrapping_add(packed.len() as u32).to_le_bytes(),
+        &hex("fc"),
+        // A block of LZ4, sequence by sequence: a token, its literals; nothing behind the last of them
+        &hex("0f b6 1e 46 89 d9 c1 e9 04 e8 23 00 00 00 f3 a4 39 d6 73 31"),
+        // and a copy of what was unpacked before.
+        &hex("0f b7 06 83 c6 02 89 d9 83 e1 0f e8 0d 00 00 00 83 c1 04 56 89 fe 29 c6 f3 a4 5e eb cf"),
+        // A length of 15 goes on in the next bytes, up to one that is not 255.
+        &hex("83 f9 0f 75 0e 0f b6 2e 46 01 e9 81 fd ff 00 00 00 74 f2 c3"),
+        // eax = ebx = 0; mov ecx, 1 MiB; jmp ecx
+        &hex("31 c0 31 db b9 00 00 10 00 ff e1"),
     ];
     put(0x80, &code.concat());
     // the reset vector
     put(0xfff0, &hex("e9 0d 00"));
+    assert!(rom.len() <= 2 << 20, "the image outgrows Bochs' ROM: {} bytes packed", packed.len());
     rom
 }
 

@@ -19,6 +19,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod nest;
 pub mod nested;
 mod placement;
 pub mod replay;
@@ -47,7 +48,7 @@ pub const START_TABLES_END: u64 = 0x8_0000;
 /// Where the kernel image is loaded; also its 32-bit flat entry.
 pub const KERNEL_GPA: u64 = 0x10_0000;
 /// The image ends below this address.
-pub const KERNEL_END: u64 = 0x40_0000;
+pub const KERNEL_END: u64 = 0x80_0000;
 
 /// What the kernel's link address adds to a physical address.
 pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;

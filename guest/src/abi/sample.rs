@@ -4,6 +4,8 @@ use crate::addr::Order;
 
 /// Kind of the samples that the trivial handler makes.
 pub const FLOOR: u8 = 1;
+/// Kind of the samples of accesses that only stage 2 of a tenant VM did not allow.
+pub const STAGE2: u8 = 8;
 
 const ORDER_SHIFT: u32 = 32;
 const KIND_SHIFT: u32 = 40;

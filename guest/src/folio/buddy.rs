@@ -629,10 +629,8 @@ impl<M: Memory> Frames<M> {
         let directory_word = self.directory_word(block);
         let word = directory_word.load(Relaxed);
         let next = block::LOOSE.of(word);
-        self.slot_head(pfn)[1].store(
-            KIND.bits(Kind::Loose as u64) | slot::ORDER.bits(u64::from(order)) | slot::NEXT.bits(next),
-            Relaxed,
-        );
+        self.slot_head(pfn)[1]
+            .store(KIND.bits(Kind::Loose as u64) | slot::ORDER.bits(u64::from(order)) | slot::NEXT.bits(next), Relaxed);
         // Neither sum leaves its field: a block has no more frames than that.
         let word = word + block::NR_FREE.bits(frames) + block::NR_LOOSE.bits(frames);
         directory_word.store(word ^ block::LOOSE.bits(next ^ at), Relaxed);

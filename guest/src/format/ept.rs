@@ -70,6 +70,11 @@ impl Format for Ept {
         Entry::Leaf(Leaf { pfn: Pfn::from_address(raw & FRAME), attrs })
     }
 
+    fn table_rights(raw: u64) -> Attrs {
+        let rights = [(READ, Attrs::USER), (WRITE, Attrs::WRITE), (EXECUTE, Attrs::EXEC)];
+        rights.into_iter().fold(Attrs::NONE, |all, (bit, attr)| all.with_if(raw & bit != 0, attr))
+    }
+
     #[inline]
     fn freeze(raw: u64) -> u64 {
         raw & !RIGHTS | FROZEN

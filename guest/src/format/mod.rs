@@ -176,6 +176,10 @@ macro_rules! entries_of {
             <$format>::decode(raw, level)
         }
         #[inline]
+        fn table_rights(raw: u64) -> $crate::format::Attrs {
+            <$format>::table_rights(raw)
+        }
+        #[inline]
         fn next_table(raw: u64, level: $crate::addr::Level) -> Option<$crate::addr::Pfn> {
             <$format>::next_table(raw, level)
         }

@@ -38,11 +38,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// [`FaultError`], as a fault for `access`; [`FaultError::Forbidden`] for memory without folios too.
     pub fn pin(&self, id: SpaceId, at: Gva, access: Access) -> Result<Pin<'_>, FaultError> {
-        let right = match access {
-            Access::Read => Attrs::USER,
-            Access::Write => Attrs::USER.or(Attrs::WRITE),
-            Access::Fetch => Attrs::USER.or(Attrs::EXEC),
-        };
         let page = at.page();
         loop {
             {
@@ -51,7 +46,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 // Under the lock of its table a leaf cannot go, and so its reference keeps the folio until there is another one.
                 if let Some(part) = space.table().cursor(self, page, page + 1).next()
                     && let first = part.page(part.range().start)
-                    && let Some(leaf) = part.leaf(part.range().start).filter(|leaf| leaf.attrs.has(right))
+                    && let Some(leaf) = part.leaf(part.range().start).filter(|leaf| access.is_allowed_by(leaf.attrs))
                 {
                     if leaf.attrs.has(Attrs::UNTRACKED) {
                         return Err(FaultError::Forbidden);

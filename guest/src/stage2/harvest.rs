@@ -35,7 +35,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 if part.leaf(i).is_some_and(|leaf| leaf.attrs.has(Attrs::ACCESSED)) {
                     part.change(i, 1, Attrs::ACCESSED, Attrs::NONE);
                     let pages = part.level().entry_pages();
-                    flush.add_pages(part.page(i), pages);
+                    self.narrowed(table.root(), flush, part.page(i), pages);
                     visit(part.page(i)..part.page(i) + pages);
                 }
             }

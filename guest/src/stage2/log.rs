@@ -141,7 +141,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 if part.level() == Level::ONE {
                     self.note_folio_dirty(leaf);
                     part.change(i, 1, Attrs::WRITE.or(Attrs::DIRTY), Attrs::NONE);
-                    flush.add_pages(part.page(i), 1);
+                    self.narrowed(root, &mut flush, part.page(i), 1);
                     i += 1;
                 } else if self.split_stage2(vm, root, entry, &part, i, &mut flush) {
                     cursor.seek(part.page(i).max(gfns.start));
@@ -176,7 +176,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let attrs = part.clear(i, 1);
             let batch = stage2_batch(vm, entry, &part, leaf.pfn.raw() - folio.head().raw(), 1);
             let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, i..i + 1);
-            flush.add_pages(part.page(i), part.level().entry_pages());
+            self.narrowed(root, &mut flush, part.page(i), part.level().entry_pages());
             vm.leaves(part.level()).fetch_sub(1, Relaxed);
             flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
         }
@@ -258,6 +258,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             }
         }
         if let Some((_, leaf)) = table.cursor(self, block, block + step).collapse(level, &mut flush) {
+            self.memory().owe_stage2(root);
             let folio = self.folio(leaf.pfn).expect("a slot with a log maps folios");
             vm.leaves(below).fetch_sub(512, Relaxed);
             vm.leaves(level).fetch_add(1, Relaxed);

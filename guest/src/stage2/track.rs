@@ -88,7 +88,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let Some(leaf) = part.leaf(i) else { break };
             if part.level() == Level::ONE {
                 part.change(i, 1, Attrs::WRITE, Attrs::NONE);
-                flush.add_pages(gfn, 1);
+                self.narrowed(root, &mut flush, gfn, 1);
                 break;
             }
             if self.split_stage2(vm, root, entry, &part, i, &mut flush) {
@@ -97,7 +97,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             change = Change::Gone;
             let attrs = part.clear(i, 1);
-            flush.add_pages(part.page(i), part.level().entry_pages());
+            self.narrowed(root, &mut flush, part.page(i), part.level().entry_pages());
             vm.leaves(part.level()).fetch_sub(1, Relaxed);
             if !leaf.attrs.has(Attrs::UNTRACKED) {
                 let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");

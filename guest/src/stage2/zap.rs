@@ -76,7 +76,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let pages = level.entry_pages();
                 if leaf.attrs.has(Attrs::UNTRACKED) {
                     part.clear(i, 1);
-                    flush.add_pages(part.page(i), pages);
+                    self.narrowed(root, &mut flush, part.page(i), pages);
                     vm.leaves(level).fetch_sub(1, Relaxed);
                     i += 1;
                     continue;
@@ -86,7 +86,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let most = ((folio.pages() - first) >> level.page_shift()).max(1) as usize;
                 let (n, attrs) = part.take_run(i, most.min(range.end - i));
                 let batch = stage2_batch(vm, entry, &part, first, n);
-                flush.add_pages(part.page(i), n as u64 * pages);
+                self.narrowed(root, &mut flush, part.page(i), n as u64 * pages);
                 vm.leaves(level).fetch_sub(n as u64, Relaxed);
                 let beside = self.beside_in_slot(root, &part, slot.clone(), folio, i..i + n);
                 flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
@@ -111,7 +111,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'_>>,
     ) -> bool {
         let leaf = part.leaf(i).expect("the caller saw a leaf");
+        self.memory().owe_stage2(root);
         if part.split(i, flush).is_err() {
+            self.memory().flush_stage2(root, FlushScope::Pages { first: part.page(i), pages: 0 });
             return false;
         }
         let level = part.level();
@@ -124,6 +126,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             A::split(&self.counts(folio), &batch, beside);
         }
         true
+    }
+
+    /// Leaves over `pages` pages from `first` on were narrowed or are gone.
+    pub(super) fn narrowed(&self, root: Pfn, flush: &mut Flush<Removed<'_>>, first: u64, pages: u64) {
+        self.memory().owe_stage2(root);
+        flush.add_pages(first, pages);
     }
 
     /// Finishes a flush of stage-2 tables: what was composed from them goes first, what they led to is uncounted last.

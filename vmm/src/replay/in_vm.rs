@@ -3,23 +3,25 @@
 use std::time::Duration;
 
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
-use quire::abi::{BootInfo, boot, results, stats, survey};
+use quire::abi::{BootInfo, boot, nest, results, stats, survey};
 
 use quire::addr::Level;
 use quire::audit::Recount;
+use quire::mapcount::Scheme;
 use quire::trace::MAX_DEVICE_PAGES;
 
-use super::{Backend, Config, Measured};
+use super::{Backend, Config, Measured, Ring, Stage2};
+use crate::cpuid::{self, Guests};
 use crate::error::Error;
 use crate::run::{MachineConfig, NoHost, Status};
 use crate::workload::Workload;
-use crate::{cpuid, kernel, kvm, run};
+use crate::{kernel, kvm, run};
 
 /// How long the guest may work without an exit. A recount at an emulated ring 0 takes the longest.
 const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// What the kernel is told, addresses apart.
-pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
+pub(super) fn boot_words(workload: &Workload, config: &Config, memory: u64) -> BootInfo {
     let mut words = BootInfo::new();
     words[boot::RING] = config.ring.word();
     words[boot::SCHEME] = config.scheme as u64;
@@ -31,7 +33,46 @@ pub(super) fn boot_words(workload: &Workload, config: &Config) -> BootInfo {
     words[survey::WANTED] = u64::from(config.survey);
     words[stats::PAGES_WANTED] = u64::from(config.pages);
     words[DEVICE] = u64::from(workload.has_device);
+    if config.stage2 != Stage2::None {
+        words[nest::ENGINE] = config.stage2.word();
+        words[nest::MANAGED] = memory >> 12;
+        words[nest::PAGES] = (memory >> 12) + beside(workload, memory >> 12);
+        words[nest::DISTURB] = config.disturb;
+    }
     words
+}
+
+/// Frames that a replay takes beside those that its manager gets: the recount's rows, with those of its own frames, and the device window.
+fn beside(workload: &Workload, frames: u64) -> u64 {
+    Recount::scratch_frames(frames) + 64 + if workload.has_device { MAX_DEVICE_PAGES } else { 0 }
+}
+
+/// Frames of the machine: what the manager gets and what it takes beside; with a tenant VM, whose manager that is, what level 0 has on top: a sixteenth for tables and records, twice the
+/// memory when copies of it are made, and its own recount's rows.
+fn machine_frames(workload: &Workload, config: &Config, frames: u64) -> u64 {
+    let all = frames + beside(workload, frames);
+    if config.stage2 == Stage2::None {
+        return all;
+    }
+    let copies = if config.disturb == 0 { 0 } else { all };
+    let level0 = all + copies + all / 16 + (16 << 20 >> 12);
+    level0 + Recount::scratch_frames(level0) * 9 / 8
+}
+
+/// Whether KVM offers the CPU of an engine to its guests.
+fn require(stage2: Stage2) -> Result<(), Error> {
+    let offered = Guests::offered(&kvm::open()?)?;
+    let (wanted, vendor) = match stage2 {
+        Stage2::Ept => (matches!(offered, Some(Guests::Vmx)), "VMX, of Intel's CPUs"),
+        _ => (matches!(offered, Some(Guests::Svm(_))), "SVM, of AMD's CPUs"),
+    };
+    if wanted {
+        return Ok(());
+    }
+    Err(Error::Lacks(format!(
+        "--stage2 {}: this KVM offers its guests no {vendor}; load kvm_intel or kvm_amd with nested=1 on such a CPU, or take --stage2 shadow (`quire doctor` tells more)",
+        stage2.name()
+    )))
 }
 
 pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
@@ -42,13 +83,18 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         log::warn!("this KVM has no leaves of 1 GiB: those of 2 MiB map the largest folios");
         config.max_leaf = Level::TWO;
     }
-    let words = boot_words(workload, &config);
-    let samples = workload.summary.accesses + workload.encoded.len() as u64 + config.floor;
-    // What the manager does not get comes on top: the recount's rows and the device window.
-    let rows = Recount::scratch_frames(memory >> 12) + 64;
-    let device = if workload.has_device { MAX_DEVICE_PAGES } else { 0 };
+    if config.stage2 != Stage2::None && !matches!(config.scheme, Scheme::Total | Scheme::All) {
+        return Err(Error::Usage("in a VM a tenant VM is counted by `total` or by `all`".to_owned()));
+    }
+    let guests = matches!(config.stage2, Stage2::Ept | Stage2::Npt);
+    if guests {
+        require(config.stage2)?;
+        config.ring = Ring::Zero;
+    }
+    let words = boot_words(workload, &config, memory);
+    let samples = 2 * workload.summary.accesses + workload.encoded.len() as u64 + config.floor;
     let machine = MachineConfig {
-        memory: memory + ((rows + device) << 12),
+        memory: machine_frames(workload, &config, memory >> 12) << 12,
         backing: config.guest_memory,
         populate: config.populate,
         samples,
@@ -56,7 +102,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         boot: words,
         stats: true,
         gigabyte_leaves,
-        guests: false,
+        guests,
     };
     let outcome = run(kernel::ELF, &machine, &workload.encoded, &mut NoHost)?;
     if let Some(panic) = outcome.panic {

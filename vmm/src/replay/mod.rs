@@ -6,6 +6,8 @@ mod in_vm;
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
+use quire::abi::nest::engine;
 use quire::abi::sample::Sample;
 use quire::abi::{BootInfo, MAX_MEMORY, boot, ring};
 use quire::addr::{Level, Order};
@@ -100,6 +102,43 @@ impl FromStr for Ring {
     }
 }
 
+/// The tables of a tenant VM that the replay runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum Stage2 {
+    /// No VM: the processes are level 0's own.
+    #[default]
+    None,
+    /// Composed with the guest's own tables in long mode, on any host
+    Shadow,
+    /// Extended page tables, which a CPU with VMX walks
+    Ept,
+    /// Nested page tables, which a CPU with SVM walks
+    Npt,
+}
+
+impl Stage2 {
+    const fn word(self) -> u64 {
+        match self {
+            Self::None => engine::NONE,
+            Self::Shadow => engine::SHADOW,
+            Self::Ept => engine::EPT,
+            Self::Npt => engine::NPT,
+        }
+    }
+
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Shadow => "shadow",
+            Self::Ept => "ept",
+            Self::Npt => "npt",
+        }
+    }
+}
+
 /// How to replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -127,6 +166,10 @@ pub struct Config {
     pub survey: bool,
     /// Tell pagemap and kpagecount of every page, at the checkpoint with the most leaves.
     pub pages: bool,
+    /// In a tenant VM, with these tables.
+    pub stage2: Stage2,
+    /// Seed of what the VMM does to its VM's memory at each checkpoint, 0 for nothing.
+    pub disturb: u64,
 }
 
 impl Default for Config {
@@ -144,6 +187,8 @@ impl Default for Config {
             floor: 1000,
             survey: false,
             pages: false,
+            stage2: Stage2::None,
+            disturb: 0,
         }
     }
 }
@@ -208,7 +253,7 @@ pub struct Measured {
 /// What a kernel that is started by another machine than ours is told, for `memory` bytes of that machine's memory.
 #[must_use]
 pub fn boot_words(workload: &Workload, config: &Config, memory: u64) -> BootInfo {
-    let mut words = in_vm::boot_words(workload, config);
+    let mut words = in_vm::boot_words(workload, config, config.memory(workload).unwrap_or(LEAST_MEMORY));
     words[boot::MEMORY_END] = memory;
     words
 }
@@ -220,6 +265,9 @@ pub fn boot_words(workload: &Workload, config: &Config, memory: u64) -> BootInfo
 /// [`Measured`] that has not passed.
 pub fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
     match config.backend.resolve() {
+        (Backend::Model, _) if config.stage2 != Stage2::None => {
+            Err(Error::Lacks("--stage2 needs a VM: this process has no MMU that could walk its tables".to_owned()))
+        }
         (Backend::Model, _) => in_process::replay(workload, config),
         _ => in_vm::replay(workload, config),
     }

@@ -227,6 +227,12 @@ impl Tlb for Machine {
         }
     }
 
+    fn owe_stage2(&self, root: Pfn) {
+        if let Some(guests) = &*self.guests.borrow() {
+            guests.owe(root);
+        }
+    }
+
     fn new_root(&self, root: Pfn) {
         self.adopt_root(root);
     }

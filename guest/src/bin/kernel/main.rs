@@ -30,6 +30,7 @@ mod inside;
 mod machine;
 mod manager;
 mod mem;
+mod nest;
 mod nested;
 mod paging;
 mod panic;

@@ -2,10 +2,10 @@
 
 use core::ops::Range;
 use quire::abi::replay as words;
-use quire::abi::{BootInfo, OP_WORDS, bench, boot, flags};
+use quire::abi::{BootInfo, OP_WORDS, bench, boot, flags, nest};
 use quire::addr::{Level, Pfn};
 use quire::audit::Recount;
-use quire::mapcount::{Accounting, Scheme, UnderScheme};
+use quire::mapcount::{Accounting, Everything, Scheme, Total, UnderScheme};
 use quire::memory::Memory;
 use quire::space::{LargeFolios, Manager, Policy};
 use quire::trace::MAX_DEVICE_PAGES;
@@ -35,7 +35,14 @@ pub fn main(machine: &Machine, boot: &BootInfo, trace: &[[u64; OP_WORDS]], resul
 fn run(machine: &Machine, boot: &BootInfo, trace: &[[u64; OP_WORDS]], results: &Results) -> Result<(), &'static str> {
     measure_floor(machine, boot[words::FLOOR_PAGES])?;
     let scheme = Scheme::from_number(boot[boot::SCHEME]).ok_or("no scheme has this number")?;
-    scheme.run(Run { machine, boot, trace, results, room: Room::new(machine, boot)? })
+    let run = Run { machine, boot, trace, results, room: Room::new(machine, boot)? };
+    match scheme {
+        _ if boot[nest::ENGINE] == nest::engine::NONE => scheme.run(run),
+        // Every scheme at two levels would be an image of many megabytes: one alone, and all of them beside the oracle.
+        Scheme::Total => crate::nest::run::<Total>(&run),
+        Scheme::All => crate::nest::run::<Everything>(&run),
+        _ => Err("a tenant VM is counted by `total` or by all schemes"),
+    }
 }
 
 /// The floor in the run's own frames, which are zero again afterwards.

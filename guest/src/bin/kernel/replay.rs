@@ -3,14 +3,14 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word};
+use quire::abi::replay::{self as replay_words, SAMPLE_CLEARED, SAMPLE_PAGES, word};
 use quire::abi::sample::Sample;
 use quire::abi::{boot, stats, survey};
 use quire::addr::{Gva, Order, Pfn};
 use quire::format::Attrs;
 use quire::mapcount::Accounting;
 use quire::space::{Access, FaultError, Manager, PAGES_END, SpaceId};
-use quire::trace::session::{Session, Site, note_event};
+use quire::trace::session::{Session, Site};
 use quire::trace::{Event, Tenant};
 
 use crate::audit::Audit;
@@ -35,8 +35,8 @@ pub fn run<A: Accounting>(run: &Run<'_>, manager: &Manager<&Machine, A>) -> Resu
     let mut site = Touching {
         machine: run.machine,
         results: run.results,
+        findings: Findings::new(run),
         seed: run.boot[boot::SEED],
-        survey: run.boot[survey::WANTED] == 1,
     };
     session.run(manager, &mut site)
 }
@@ -80,29 +80,77 @@ fn compare_walks<A: Accounting>(
     Ok(all)
 }
 
-/// The tenants, as the machine runs them.
-struct Touching<'a> {
-    machine: &'a Machine,
+/// Where a replay's findings go: the words of the results.
+pub struct Findings<'a> {
     results: &'a Results,
-    seed: u64,
-    /// Whether a survey is wanted.
     survey: bool,
 }
 
-impl Touching<'_> {
-    fn note(&self, index: usize, more: u64) {
+impl<'a> Findings<'a> {
+    /// Those of this run.
+    pub fn new(run: &Run<'a>) -> Self {
+        Self { results: run.results, survey: run.boot[survey::WANTED] == 1 }
+    }
+
+    /// Sets a general word.
+    pub fn put(&self, index: usize, value: u64) {
+        self.results.general(index).store(value, Relaxed);
+    }
+
+    /// Adds to a general word.
+    pub fn add(&self, index: usize, more: u64) {
         let word = self.results.general(index);
         word.store(word.load(Relaxed) + more, Relaxed);
     }
 
-    fn switch(&self, root: Pfn) {
-        if self.machine.current_root() != Some(root) {
+    /// Raises a general word to `value`.
+    pub fn raise(&self, index: usize, value: u64) {
+        let word = self.results.general(index);
+        word.store(word.load(Relaxed).max(value), Relaxed);
+    }
+
+    /// Sets a word of the memory statistics.
+    pub fn stat(&self, index: usize, value: u64) {
+        self.results.stat(index).store(value, Relaxed);
+    }
+
+    /// The words of a survey, if one is wanted.
+    fn survey(&self) -> Option<&[AtomicU64]> {
+        self.survey.then(|| self.results.survey())
+    }
+
+    /// Notes an operation of `event` on `pages` pages that began at `since` and has just ended.
+    pub fn ended(&self, event: Event, pages: u64, since: u64) {
+        let ticks = cpu::tsc() - since;
+        let index = replay_words::event_word(event);
+        self.add(index, 1);
+        self.add(index + 1, pages);
+        self.add(index + 2, ticks);
+        touch::record(Sample {
+            ticks: ticks.min(u64::from(u32::MAX)) as u32,
+            order: Order::BASE,
+            kind: event as u8,
+            spare: pages.min(u64::from(SAMPLE_PAGES)) as u16,
+        });
+    }
+
+    /// Loads a root, if it is another than the one in force.
+    pub fn switch(&self, machine: &Machine, root: Pfn) {
+        if machine.current_root() != Some(root) {
             let since = cpu::tsc();
-            self.machine.load_root(root);
-            self.note(word::SWITCH_TICKS, cpu::tsc() - since);
-            self.note(word::SWITCHES, 1);
+            machine.load_root(root);
+            self.add(word::SWITCH_TICKS, cpu::tsc() - since);
+            self.add(word::SWITCHES, 1);
         }
     }
+}
+
+/// The tenants, as the machine runs them.
+struct Touching<'a> {
+    machine: &'a Machine,
+    results: &'a Results,
+    findings: Findings<'a>,
+    seed: u64,
 }
 
 impl<'m, A: Accounting> Tenant<&'m Machine, A> for Touching<'_> {
@@ -114,14 +162,14 @@ impl<'m, A: Accounting> Tenant<&'m Machine, A> for Touching<'_> {
         pages: u64,
         write: bool,
     ) -> Result<u64, (Gva, FaultError)> {
-        self.switch(manager.root(space));
+        self.findings.switch(self.machine, manager.root(space));
         let access = if write { touch::Access::Store(self.seed) } else { touch::Access::Load };
         let mut faulting = Faulting { manager, space, faults: 0, error: None };
         let since = cpu::tsc();
         let touched = self.machine.touch(&mut faulting, at, pages, access);
-        self.note(word::TOUCH_TICKS, cpu::tsc() - since);
-        self.note(word::TOUCH_PAGES, pages);
-        self.note(word::FAULTS, faulting.faults);
+        self.findings.add(word::TOUCH_TICKS, cpu::tsc() - since);
+        self.findings.add(word::TOUCH_PAGES, pages);
+        self.findings.add(word::FAULTS, faulting.faults);
         match faulting.error {
             None => Ok(touched.sum),
             Some(error) => Err((touched.aborted.map_or(at, |(_, at)| at), error)),
@@ -133,14 +181,7 @@ impl<'m, A: Accounting> Tenant<&'m Machine, A> for Touching<'_> {
     }
 
     fn ended(&mut self, event: Event, pages: u64, since: u64) {
-        let ticks = cpu::tsc() - since;
-        note_event::<&'m Machine, A>(self, event, pages, ticks);
-        touch::record(Sample {
-            ticks: ticks.min(u64::from(u32::MAX)) as u32,
-            order: Order::BASE,
-            kind: event as u8,
-            spare: pages.min(u64::from(SAMPLE_PAGES)) as u16,
-        });
+        self.findings.ended(event, pages, since);
     }
 
     fn leaving(&mut self, manager: &Manager<&'m Machine, A>, space: SpaceId) {
@@ -152,20 +193,19 @@ impl<'m, A: Accounting> Tenant<&'m Machine, A> for Touching<'_> {
 
 impl<'m, A: Accounting> Site<&'m Machine, A> for Touching<'_> {
     fn put(&mut self, index: usize, value: u64) {
-        self.results.general(index).store(value, Relaxed);
+        self.findings.put(index, value);
     }
 
     fn add(&mut self, index: usize, value: u64) {
-        self.note(index, value);
+        self.findings.add(index, value);
     }
 
     fn raise(&mut self, index: usize, value: u64) {
-        let word = self.results.general(index);
-        word.store(word.load(Relaxed).max(value), Relaxed);
+        self.findings.raise(index, value);
     }
 
     fn stat(&mut self, index: usize, value: u64) {
-        self.results.stat(index).store(value, Relaxed);
+        self.findings.stat(index, value);
     }
 
     fn say(&mut self, line: fmt::Arguments<'_>) {
@@ -174,12 +214,12 @@ impl<'m, A: Accounting> Site<&'m Machine, A> for Touching<'_> {
 
     fn checkpoint(&mut self, manager: &Manager<&'m Machine, A>) -> Result<(), &'static str> {
         let pairs = compare_walks(self.machine, self.results, manager)?;
-        self.note(word::WALKED, pairs);
+        self.findings.add(word::WALKED, pairs);
         Ok(())
     }
 
     fn survey(&self) -> Option<&[AtomicU64]> {
-        self.survey.then(|| self.results.survey())
+        self.findings.survey()
     }
 
     fn clear_ticks(&self) -> u64 {

@@ -13,7 +13,7 @@
 
 pub mod check;
 mod guest;
-mod program;
+pub mod program;
 mod svm;
 pub mod vm;
 mod vmx;
