@@ -421,14 +421,10 @@ impl<M: Memory> Frames<M> {
         }
         let order = order.get();
         let run = if order <= MAX_SMALL {
-            self.take_small(order, want_zero).or_else(|| {
-                self.settle();
-                self.take_small(order, want_zero).or_else(|| {
-                    let (first, zeroed) = self.take_blocks(9, want_zero)?;
-                    self.break_block(first, zeroed);
-                    self.take_small(order, want_zero)
-                })
-            })
+            match self.take_small(order, want_zero) {
+                Some(run) => Some(run),
+                None => self.make_small(order, want_zero),
+            }
         } else {
             self.take_blocks(order, want_zero)
                 .or_else(|| {
@@ -471,17 +467,34 @@ impl<M: Memory> Frames<M> {
         &self.slot_head(pfn)[0]
     }
 
+    #[inline]
     fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
-        let take = |zero| {
-            let loose = if order == 0 { self.take_loose(zero) } else { None };
-            loose.or_else(|| self.take_listed(order, zero))
-        };
-        take(want_zero).or_else(|| take(!want_zero))
+        for zero in [want_zero, !want_zero] {
+            if order == 0
+                && let Some(block) = self.loose[usize::from(zero)].load(Relaxed).checked_sub(1)
+            {
+                return Some(self.take_loose(self.first_block + block, zero));
+            }
+            if let Some(found) = self.lowest_list(order..MAX_SMALL + 1, zero) {
+                return Some(self.take_listed(order, found, zero));
+            }
+        }
+        None
     }
 
-    /// A run from the lists of those known to be zero, or of the others.
-    fn take_listed(&self, order: u8, zero: bool) -> Option<Run> {
-        let found = self.lowest_list(order..MAX_SMALL + 1, zero)?;
+    /// As [`take_small`](Self::take_small) when there is nothing at hand.
+    #[cold]
+    fn make_small(&self, order: u8, want_zero: bool) -> Option<Run> {
+        self.settle();
+        self.take_small(order, want_zero).or_else(|| {
+            let (first, zeroed) = self.take_blocks(9, want_zero)?;
+            self.break_block(first, zeroed);
+            self.take_small(order, want_zero)
+        })
+    }
+
+    /// A run out of the first of the list of order `found`, of runs known to be zero or of the others.
+    fn take_listed(&self, order: u8, found: u8, zero: bool) -> Run {
         let pfn = Pfn::new(self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1);
         self.unlink_small(pfn, found, zero);
         self.count_taken(pfn, 1 << order);
@@ -492,7 +505,7 @@ impl<M: Memory> Frames<M> {
         if rest > order {
             self.loosen(pfn.add(1), (1 << rest) - 1, zero);
         }
-        Some(Run { pfn, zeroed: zero })
+        Run { pfn, zeroed: zero }
     }
 
     /// The list of the lowest of `orders` that has something, of runs known to be zero or of the others.
@@ -505,12 +518,20 @@ impl<M: Memory> Frames<M> {
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
         let block = pfn.raw() / BLOCK;
         let directory_word = self.directory_word(block);
-        let free = block::NR_FREE.get(directory_word) + (1 << order);
-        block::NR_FREE.set(directory_word, free);
+        let word = directory_word.load(Relaxed) + block::NR_FREE.bits(1 << order);
+        let free = block::NR_FREE.of(word);
+        let slot = &self.slot_head(pfn)[1];
         if order == 0 {
-            self.loosen(pfn, 1, zeroed);
+            let next = block::loose(zeroed, word);
+            slot.store(loose_word(zeroed, next), Relaxed);
+            let word = word + block::NR_LOOSE.bits(1);
+            directory_word.store(word ^ block::loose_bits(zeroed, next ^ pfn.raw() % BLOCK), Relaxed);
+            if next == 0 {
+                self.link_loose(block, zeroed);
+            }
         } else {
-            self.slot_head(pfn)[1].store(0, Relaxed);
+            directory_word.store(word, Relaxed);
+            slot.store(0, Relaxed);
             self.merge(pfn, order, zeroed);
         }
         if free == BLOCK - self.slot_frames() {
@@ -655,7 +676,6 @@ impl<M: Memory> Frames<M> {
     // --- loose frames ----------------------------------------------------------------------------------------
 
     /// Chains the `n` frames from `first` on, which count as free and are on no list, to their block.
-    #[inline]
     fn loosen(&self, first: Pfn, n: u64, zero: bool) {
         let (block, at) = (first.raw() / BLOCK, first.raw() % BLOCK);
         let directory_word = self.directory_word(block);
@@ -663,10 +683,7 @@ impl<M: Memory> Frames<M> {
         let old = block::loose(zero, word);
         for i in 0..n {
             let next = if i + 1 < n { at + i + 1 } else { old };
-            self.slot_head(first.add(i))[1].store(
-                KIND.bits(Kind::Loose as u64) | slot::ZERO.bits(u64::from(zero)) | slot::NEXT.bits(next),
-                Relaxed,
-            );
+            self.slot_head(first.add(i))[1].store(loose_word(zero, next), Relaxed);
         }
         // The sum stays in its field: a block has no more frames than that.
         let word = word + block::NR_LOOSE.bits(n);
@@ -676,9 +693,9 @@ impl<M: Memory> Frames<M> {
         }
     }
 
-    /// The frame that came last to the first block with loose frames known to be zero, or others.
-    fn take_loose(&self, zero: bool) -> Option<Run> {
-        let block = self.first_block + self.loose[usize::from(zero)].load(Relaxed).checked_sub(1)?;
+    /// The loose frame that came last to `block`, which has some known to be zero, or others.
+    #[inline]
+    fn take_loose(&self, block: u64, zero: bool) -> Run {
         let directory_word = self.directory_word(block);
         let word = directory_word.load(Relaxed);
         let at = block::loose(zero, word);
@@ -695,7 +712,7 @@ impl<M: Memory> Frames<M> {
         if next == 0 {
             self.unlink_loose(block, zero);
         }
-        Some(Run { pfn, zeroed: zero })
+        Run { pfn, zeroed: zero }
     }
 
     /// Merges all loose frames with their buddies.
@@ -831,6 +848,11 @@ impl<M: Memory> Frames<M> {
             block::PREV.set(self.directory_word(self.first_block + next), prev);
         }
     }
+}
+
+/// Word 1 of the slot of a loose frame, behind which the chain goes on at frame `next` of the block.
+fn loose_word(zero: bool, next: u64) -> u64 {
+    KIND.bits(Kind::Loose as u64) | slot::ZERO.bits(u64::from(zero)) | slot::NEXT.bits(next)
 }
 
 /// Adds `n` to a number that changes under a lock only, which the caller holds; anybody may read it.
