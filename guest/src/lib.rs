@@ -101,6 +101,7 @@ pub mod mapcount;
 pub mod memory;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod nest;
 pub mod page_table;
 pub mod space;
 pub mod stage2;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules from the lowest layer up. Those of one layer do not know each other.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["addr", "sync"],
     &["memory"],
     &["format"],
@@ -12,6 +12,7 @@ const LAYERS: [&[&str]; 13] = [
     &["mapcount"],
     &["space"],
     &["stage2"],
+    &["nest"],
     &["audit", "stats"],
     &["ledger"],
     &["trace"],

@@ -96,8 +96,11 @@ impl<A: Accounting> Nest<'_, A> {
             90..92 => self.w.manager.harvest_accessed(self.vm, AsId::NORMAL, 0..GUEST_PAGES, |_| {}),
             92..94 => self.w.manager.vm_flush(self.vm, GuestFlush::All),
             94..96 => {
-                self.guest.advise(self.processes[which].space, at(BASE + page), pages, Advice::DontNeed).unwrap_or(());
-                self.processes[which].words.retain(|at, _| !(page..page + pages).contains(at));
+                let process = &mut self.processes[which];
+                if (page..page + pages).all(|page| process.mapped[page as usize]) {
+                    self.guest.advise(process.space, at(BASE + page), pages, Advice::DontNeed).unwrap();
+                    process.words.retain(|at, _| !(page..page + pages).contains(at));
+                }
             }
             96..98 => self.give_back(),
             _ => self.slot_moves(),
@@ -240,7 +243,7 @@ impl<A: Accounting> Nest<'_, A> {
         let order = Order::new(self.random.below(6) as u8);
         self.guest.report_free(order, |run| {
             let gfns = run.raw()..run.raw() + order.pages();
-            self.w.manager.discard(self.vm, AsId::NORMAL, gfns).unwrap();
+            self.w.manager.discard(self.vm, AsId::NORMAL, gfns).unwrap()
         });
     }
 

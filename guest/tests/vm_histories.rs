@@ -13,10 +13,13 @@ use std::thread;
 use quire::addr::{Level, Order, Pfn};
 use quire::ledger::OF_VMS;
 use quire::mapcount::{
-    Accounting, Answer, COUNT_LIMIT, Class, Classes, Countdown, Everything, None as NoCounts, Total, Tuples, ZeroOneTwoMany,
+    Accounting, Answer, COUNT_LIMIT, Class, Classes, Countdown, Everything, None as NoCounts, Total, Tuples,
+    ZeroOneTwoMany,
 };
 use quire::memory::Memory;
-use quire::space::{Access, Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId, Tracking, VmaFlags};
+use quire::space::{
+    Access, Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId, Tracking, VmaFlags,
+};
 use quire::stage2::{
     AsId, Backing, LogError, Slot, SlotError, SlotFlags, SlotId, Stage2Format, VmAccess, VmFaultError, VmId,
 };
@@ -66,7 +69,8 @@ fn history(seed: u64) -> Vec<Op> {
     let all: u32 = WHATS.iter().map(|&(_, weight)| weight).sum();
     let pick = |rng: &mut SmallRng| {
         let mut at = rng.random_range(0..all);
-        let &(what, _) = WHATS.iter().find(|&&(_, weight)| at.checked_sub(weight).map(|left| at = left).is_none()).unwrap();
+        let &(what, _) =
+            WHATS.iter().find(|&&(_, weight)| at.checked_sub(weight).map(|left| at = left).is_none()).unwrap();
         what
     };
     (0..LENGTH).map(|_| Op { what: pick(&mut rng), n: rng.random() }).collect()
@@ -175,6 +179,8 @@ impl<'m, A: Accounting> State<'m, A> {
         let expected = self.words.get(&key).copied().unwrap_or(starts);
         match expected {
             Some(expected) => assert_eq!(word, expected, "{who}: {key:?}"),
+            // It may be one's own, or what an object has there: only a store settles that.
+            None if matches!(key, Key::Own(..)) => {}
             None => {
                 self.words.insert(key, Some(word));
             }
@@ -307,8 +313,8 @@ impl<'m, A: Accounting> State<'m, A> {
             let key = Key::Own(space, page);
             if gone {
                 self.words.remove(&key);
-            } else if let Some(word) = self.words.get_mut(&key) {
-                *word = None;
+            } else {
+                self.words.insert(key, None);
             }
         }
     }
@@ -364,7 +370,8 @@ impl<'m, A: Accounting> State<'m, A> {
                     8 => Map::Private(object, offset),
                     _ => Map::Device(Pfn::new(self.w.device().raw() + first % DEVICE_FRAMES)),
                 };
-                let pages = if let Map::Device(_) = what { pages.min(DEVICE_FRAMES - first % DEVICE_FRAMES) } else { pages };
+                let pages =
+                    if let Map::Device(_) = what { pages.min(DEVICE_FRAMES - first % DEVICE_FRAMES) } else { pages };
                 let prot = if (e >> 8) % 4 == 0 { R } else { RW };
                 self.say(|| format!("{space:?}: map {page:#x}+{pages} {what:?} {prot:?}"));
                 let result = self.w.manager.map_fixed(space, at(page), pages, prot, what);
@@ -604,24 +611,14 @@ impl<'m, A: Accounting> State<'m, A> {
                     }
                 }
             }
+            Err(error) if error != MapError::OutOfFrames => {}
             Err(_) => {
-                // What stood at the new place may be gone, and some may have moved: what is where is read from now on.
+                assert!(self.is_low());
+                // What stood at the new place may be gone, and some may have moved: what is where nobody knows.
                 let touched = [page..page + pages, to..to + new_pages];
                 for page in touched.into_iter().flatten() {
                     self.words.insert(Key::Own(space, page), None);
                 }
-                self.unsure(space);
-            }
-        }
-    }
-
-    /// Pages of private mappings of objects may look through again: private words that nobody knows are not known to be private either.
-    fn unsure(&mut self, space: SpaceId) {
-        let object: Vec<u64> = self.w.manager.vmas(space).filter(|vma| vma.object() != 0).flat_map(|vma| vma.start()..vma.end()).collect();
-        for page in object {
-            let key = Key::Own(space, page);
-            if self.words.get(&key) == Some(&None) {
-                self.words.remove(&key);
             }
         }
     }

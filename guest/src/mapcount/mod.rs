@@ -281,6 +281,8 @@ const _: () = {
     assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
     assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
     assert!(large_descriptor_words::<PerLevel>() * 8 == 64, "and under our own");
+    assert!(small_descriptor_words::<Classes<Total>>() * 8 == 32, "with counts of all classes");
+    assert!(large_descriptor_words::<Classes<Total>>() * 8 == 128, "likewise");
 };
 
 const fn is_large_of_bytes<A: Accounting>(bytes: usize, page_counts: usize) -> bool {

@@ -53,7 +53,7 @@ impl Accounting for ZeroOneTwoMany {
     const STATE_WORDS: usize = 1;
 
     fn add<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
-        if beside.region == 0 {
+        if beside.region == 0 || t.small.is_some() {
             enter(t);
         }
         // No statistics: a folio that is *many* may be freed with nobody to take its pages off them.
@@ -61,7 +61,7 @@ impl Accounting for ZeroOneTwoMany {
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, _b: &Batch, beside: Neighbours) -> Delta {
-        if beside.region == 0 {
+        if beside.region == 0 || t.small.is_some() {
             leave(t);
         }
         Delta::default()
@@ -176,6 +176,7 @@ impl Accounting for ZeroOneTwoMany {
     fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
         match state(t).get() {
             MANY => Answer::Cannot,
+            leaves if t.small.is_some() => Answer::Exact(Countdown::Leaves(leaves.into())),
             regions => Answer::Exact(Countdown::Regions(regions.into())),
         }
     }
@@ -191,7 +192,9 @@ impl Accounting for ZeroOneTwoMany {
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         let state = state(t).get();
         ensure(state <= MANY, "a state of two bits")?;
-        ensure(state == MANY || u64::from(state) == truth.regions, "the state beside V")?;
+        // A region has one leaf of a small folio, but for those that are composed: each counts.
+        let units = if t.small.is_some() { truth.leaves } else { truth.regions };
+        ensure(state == MANY || u64::from(state) == units, "the state beside V")?;
         answers_agree::<Self, M>(t, truth, seen)
     }
 }

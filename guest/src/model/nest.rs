@@ -1,13 +1,7 @@
-//! Managers inside of VMs: the same library, with a VM's guest frames for its frames, and a hypercall for its flushes.
-//!
-//! The manager of the [`Machine`] is level 0. A [`GuestMemory`] is the memory of one of its VMs: a level-1 manager over it has processes (class `process` there), which run on
-//! composed stage-1 tables, and VMs (class `vm`), which run on nested roots. A [`NestedMemory`] is the memory of such a VM, for a level-2 manager.
-//!
-//! A manager stores to its tables through references to frames, so every frame that it asks for is one it may store to: to level 0 a manager that is at work stores to each
-//! table that it looks at. While somebody only looks ([`GuestMemory::look`]) stores are not announced.
+//! A [nest](crate::nest) on the emulated machine: accesses of the tenants at every level through its MMU, each compared with a walk of all tables. The manager of the [`Machine`]
+//! is level 0; a [`NestedMemory`] is the memory of a VM of level 1, for a level-2 manager.
 
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -17,32 +11,13 @@ use crate::addr::{Gva, Pfn};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
 use crate::space::{Access, FaultError, Manager, SpaceId};
-use crate::stage2::{AsId, ComposeError, GuestFlush, Reflection, RootId, Stage2Format, VmAccess, VmFaultError, VmId};
+use crate::stage2::{AsId, ComposeError, GuestFlush, Reflection, RootId, VmAccess, VmFaultError, VmId};
 
 /// The manager of the machine.
 pub type Host<'m, A> = Manager<&'m Machine, Classes<A>>;
 
-/// A guest's table, the root composed from it, and the nested root that it is over.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    table: u64,
-    over: Option<RootId>,
-    root: RootId,
-}
-
-/// The memory of a VM as its guest sees it: frames are guest frames of the normal address space.
-pub struct GuestMemory<'m, A> {
-    host: &'m Host<'m, A>,
-    vm: VmId,
-    looking: Cell<bool>,
-    roots: RefCell<Vec<Known>>,
-}
-
-impl<A> fmt::Debug for GuestMemory<'_, A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GuestMemory({:?}, {} roots)", self.vm, self.roots.borrow().len())
-    }
-}
+/// The memory of a VM on the machine.
+pub type GuestMemory<'m, A> = crate::nest::GuestMemory<'m, &'m Machine, A>;
 
 /// Why an access of a tenant's tenant failed, at the level that is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,102 +31,8 @@ pub enum NestError {
 }
 
 impl<'m, A: Accounting> GuestMemory<'m, A> {
-    /// The memory of `vm`.
-    #[must_use]
-    pub fn new(host: &'m Host<'m, A>, vm: VmId) -> Self {
-        Self { host, vm, looking: Cell::new(false), roots: RefCell::default() }
-    }
-
-    /// The VM.
-    #[must_use]
-    pub fn vm(&self) -> VmId {
-        self.vm
-    }
-
-    /// The manager below.
-    #[must_use]
-    pub fn host(&self) -> &'m Host<'m, A> {
-        self.host
-    }
-
     fn machine(&self) -> &'m Machine {
-        self.host.memory()
-    }
-
-    /// Does `what`, which only reads tables.
-    pub fn look<T>(&self, what: impl FnOnce() -> T) -> T {
-        let before = self.looking.replace(true);
-        let result = what();
-        self.looking.set(before);
-        result
-    }
-
-    fn stage2(&self) -> Pfn {
-        self.host.stage2_root(self.vm, AsId::NORMAL).expect("a VM with memory")
-    }
-
-    /// The frame behind guest frame `gfn`, by the MMU.
-    fn reach(&self, gfn: u64, access: Access) -> Pfn {
-        loop {
-            if let Some(pfn) = self.machine().translate(self.stage2(), Gva::from_page(gfn), access) {
-                return pfn;
-            }
-            let fault = VmAccess { view: AsId::NORMAL, gfn, access };
-            self.host.vm_fault(self.vm, fault).unwrap_or_else(|error| panic!("guest frame {gfn:#x}: {error}"));
-        }
-    }
-
-    /// The root composed from the stage-1 table at `table`, which may be that of a tenant over a nested root.
-    pub fn shadow_root(&self, over: Option<RootId>, table: u64) -> RootId {
-        self.root(over, table, || self.host.create_shadow_root(self.vm, AsId::NORMAL, over, table).expect("frames"))
-    }
-
-    /// The root composed from the stage-2 table of one of the guest's VMs.
-    pub fn nested_root(&self, table: u64) -> RootId {
-        self.root(None, table, || {
-            self.host.create_nested_root(self.vm, AsId::NORMAL, table, Stage2Format::LongMode).expect("frames")
-        })
-    }
-
-    fn root(&self, over: Option<RootId>, table: u64, make: impl FnOnce() -> RootId) -> RootId {
-        let known = self.roots.borrow().iter().find(|known| known.table == table && known.over == over).copied();
-        known.map_or_else(
-            || {
-                let root = make();
-                self.roots.borrow_mut().push(Known { table, over, root });
-                root
-            },
-            |known| known.root,
-        )
-    }
-
-    /// Leaves the table at `table`, and those over it: the guest is about to free it.
-    pub fn leave(&self, over: Option<RootId>, table: u64) {
-        let known = self.roots.borrow().iter().find(|known| known.table == table && known.over == over).copied();
-        let Some(Known { root, .. }) = known else { return };
-        let goes = |known: &Known| known.root == root || known.over == Some(root);
-        for known in self.roots.borrow().iter().filter(|known| goes(known)) {
-            self.machine().leave(self.table_of(known.root));
-        }
-        self.host.reap_root(self.vm, root);
-        self.roots.borrow_mut().retain(|known| !goes(known));
-    }
-
-    /// Leaves all tables: the guest ends.
-    pub fn leave_all(&self) {
-        while let Some(Known { table, over, .. }) = self.first_root() {
-            self.leave(over, table);
-        }
-    }
-
-    fn first_root(&self) -> Option<Known> {
-        self.roots.borrow().first().copied()
-    }
-
-    /// The table that the MMU is given for a root.
-    #[must_use]
-    pub fn table_of(&self, root: RootId) -> Pfn {
-        self.host.root_table(self.vm, root).expect("a root in service")
+        self.host().memory()
     }
 
     /// One access through a composed root, served by level 0 alone; what it reflects is for the caller.
@@ -168,7 +49,7 @@ impl<'m, A: Accounting> GuestMemory<'m, A> {
                 }
                 return Ok(before);
             }
-            self.host.compose_fault(self.vm, root, page, access)?;
+            self.host().compose_fault(self.vm(), root, page, access)?;
         }
     }
 
@@ -258,36 +139,6 @@ impl<'m, A: Accounting> GuestMemory<'m, A> {
     }
 }
 
-impl<A: Accounting> Memory for GuestMemory<'_, A> {
-    fn frame(&self, pfn: Pfn) -> &Frame {
-        let gfn = pfn.raw();
-        let is_table = || self.host.shadowed_tables(self.vm, AsId::NORMAL, gfn..gfn + 1) > 0;
-        let access = if self.looking.get() && is_table() { Access::Read } else { Access::Write };
-        self.machine().frame(self.reach(gfn, access))
-    }
-}
-
-/// More pages than this are flushed by one hypercall.
-const FEW: u64 = 33;
-
-impl<A: Accounting> Tlb for GuestMemory<'_, A> {
-    fn flush(&self, root: Pfn, scope: FlushScope) {
-        let known = self.roots.borrow().iter().find(|known| known.table == root.raw() && known.over.is_none()).copied();
-        match (known, scope) {
-            (Some(known), FlushScope::Pages { first, pages }) if pages < FEW => {
-                for page in first..first + pages {
-                    self.host.vm_flush(self.vm, GuestFlush::Page { root: known.root, page });
-                }
-            }
-            _ => self.host.vm_flush(self.vm, GuestFlush::All),
-        }
-    }
-
-    fn flush_stage2(&self, _root: Pfn, _scope: FlushScope) {
-        self.host.vm_flush(self.vm, GuestFlush::All);
-    }
-}
-
 /// The memory of a VM of a level-1 manager as its guest sees it, for a level-2 manager.
 pub struct NestedMemory<'n, 'm, A, B: Accounting> {
     below: &'n GuestMemory<'m, A>,
@@ -361,7 +212,7 @@ impl<A: Accounting, B: Accounting> Memory for NestedMemory<'_, '_, A, B> {
             if let Some(frame) = self.below.machine().translate(self.below.table_of(root), at, Access::Write) {
                 return self.below.machine().frame(frame);
             }
-            if let Err(error) = self.below.host.compose_fault(self.below.vm, root, pfn.raw(), Access::Write) {
+            if let Err(error) = self.below.host().compose_fault(self.below.vm(), root, pfn.raw(), Access::Write) {
                 self.below.serve_vm(self.guest, self.vm, error).unwrap_or_else(|error| panic!("{pfn:?}: {error:?}"));
             }
         }
@@ -370,6 +221,6 @@ impl<A: Accounting, B: Accounting> Memory for NestedMemory<'_, '_, A, B> {
 
 impl<A: Accounting, B: Accounting> Tlb for NestedMemory<'_, '_, A, B> {
     fn flush(&self, _root: Pfn, _scope: FlushScope) {
-        self.below.host.vm_flush(self.below.vm, GuestFlush::All);
+        self.below.host().vm_flush(self.below.vm(), GuestFlush::All);
     }
 }

@@ -31,6 +31,18 @@ pub enum Access {
     Fetch,
 }
 
+impl Access {
+    /// Whether a leaf with these attributes allows it.
+    #[must_use]
+    pub const fn is_allowed_by(self, attrs: Attrs) -> bool {
+        attrs.has(match self {
+            Self::Read => Attrs::USER,
+            Self::Write => Attrs::USER.or(Attrs::WRITE),
+            Self::Fetch => Attrs::USER.or(Attrs::EXEC),
+        })
+    }
+}
+
 /// What a fault turned out to be. The numbers are the kinds of its timed sample; 1 is the floor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

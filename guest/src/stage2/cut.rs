@@ -40,10 +40,8 @@ pub(super) struct Cut<'a> {
     gfns: Range<u64>,
 }
 
-const NOTHING: Range<u64> = u64::MAX..0;
-
 fn widen(hull: &mut Range<u64>, by: Range<u64>) {
-    *hull = hull.start.min(by.start)..hull.end.max(by.end);
+    *hull = if hull.is_empty() { by } else { hull.start.min(by.start)..hull.end.max(by.end) };
 }
 
 fn meets(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -52,7 +50,7 @@ fn meets(one: &Range<u64>, other: &Range<u64>) -> bool {
 
 impl Cut<'_> {
     pub(super) fn new() -> Self {
-        Self { items: ArrayVec::new(), dead: 0, is_dirty: false, frames: NOTHING, gfns: NOTHING }
+        Self { items: ArrayVec::new(), dead: 0, is_dirty: false, frames: 0..0, gfns: 0..0 }
     }
 
     /// Whether nothing was cut.
@@ -287,8 +285,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
         }
         debug_assert_eq!(page.parents(), 0, "a parent was not found");
-        self.remove_shadow(vm, page);
+        // Found among the others until it is empty: its leaves count beside each other.
         self.empty_shadow(vm, page, change, cut);
+        self.remove_shadow(vm, page);
         cut.is_dirty = true;
         page.set_next(cut.dead);
         cut.dead = u64::from(page.record().raw());
@@ -329,7 +328,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Stage-1 leaves and tables over nested leaves that were cut go with them.
     fn follow_nested<'a>(&'a self, vm: &Vm<'_>, cut: &mut Cut<'a>) {
         let (frames, gfns) = (cut.frames.clone(), cut.gfns.clone());
-        (cut.frames, cut.gfns) = (NOTHING, NOTHING);
+        (cut.frames, cut.gfns) = (0..0, 0..0);
         if !frames.is_empty() && vm.composed(Kind::Stage1) > 0 {
             for page in self.shadow_pages(vm).filter(|page| page.role().over != 0) {
                 let step = page.role().level.entry_pages();

@@ -13,11 +13,12 @@ use crate::memory::{Memory, Tlb};
 use crate::space::{Advice, Manager, MapError};
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
-    /// The guest's half: takes a free run of `order` off the lists, has `report` tell the host, and puts it back. Whether there was one.
-    pub fn report_free(&self, order: Order, report: impl FnOnce(Pfn)) -> bool {
+    /// The guest's half: takes a free run of `order` off the lists, has `report` tell the host, and puts it back; `report` says whether the host has discarded all of it, so
+    /// that it reads as zeroes. Whether there was one.
+    pub fn report_free(&self, order: Order, report: impl FnOnce(Pfn) -> bool) -> bool {
         let Some(run) = self.frames.alloc(order, false) else { return false };
-        report(run.pfn);
-        self.frames.free(run.pfn, order, true);
+        let is_zero = report(run.pfn) || run.zeroed;
+        self.frames.free(run.pfn, order, is_zero);
         true
     }
 }

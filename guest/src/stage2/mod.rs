@@ -4,7 +4,7 @@
 //! to a range of the space's pages, as KVM's do, or to the frames of a device. Stage-2 leaves are derived: each stands for what the space maps there, holds no
 //! reference (policy P1), and goes before that does. [`space`](crate::space) and this module are the two halves of the manager and know each other by two doors: a stage-2 fault
 //! asks the space for the memory behind an address, and the space, which finishes every removal by a flush, has what was derived from those pages
-//! removed first ([`Manager::invalidate`]).
+//! removed first (`Manager::invalidate`).
 //!
 //! | file | what it does |
 //! |---|---|

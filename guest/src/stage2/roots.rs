@@ -172,6 +172,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         self.reap_root_locked(&vm, page);
     }
 
+    /// Frees all roots of a VM, however often they were asked for: its guest ends.
+    pub fn reap_all_roots(&self, id: VmId) {
+        let vm = self.vm(id);
+        let _guard = self.write_vm(&vm);
+        self.reap_roots(&vm);
+    }
+
     fn reap_root_locked(&self, vm: &Vm<'_>, root: ShadowPage<'_>) {
         let number = root.record().raw();
         while let Some(over) = self.shadow_roots(vm).find(|other| other.role().over == number) {
@@ -203,6 +210,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             debug_assert_eq!(vm.composed_word().load(Relaxed), 0, "composed leaves are left");
             self.frames.free(Pfn::new(frame), Order::BASE, false);
         }
+    }
+
+    /// The root in service of a kind that was asked for for the guest's table at `page`, over a nested root or none, in the normal address space.
+    pub fn find_root_over(&self, id: VmId, kind: Kind, over: Option<RootId>, page: u64) -> Option<RootId> {
+        let vm = self.vm(id);
+        let _guard = self.read_vm(&vm);
+        let over = over.map_or(0, |root| root.0);
+        let is_it = |root: &ShadowPage<'_>| {
+            let role = root.role();
+            role.kind == kind && role.view == AsId::NORMAL && role.over == over && root.top() == page
+        };
+        self.shadow_roots(&vm).find(|root| is_it(root) && !root.is_zombie()).map(RootId::of)
     }
 
     /// The root of the composed table: what an MMU is given.

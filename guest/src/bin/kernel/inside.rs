@@ -32,11 +32,7 @@ pub mod call {
 pub mod board {
     /// Where it is.
     pub const PAGE: u64 = 64;
-<<<<<<< HEAD
-    /// The [way](crate::nested::Nested::KIND) of the CPU.
-=======
     /// The [kind](crate::nested::Guests::kind) of the CPU.
->>>>>>> hw
     pub const KIND: usize = 0;
     /// First guest-physical frame that is the library's.
     pub const FIRST: usize = 1;
@@ -102,8 +98,6 @@ pub extern "C" fn start() -> ! {
     }
 }
 
-<<<<<<< HEAD
-=======
 /// Stores where it is told, which the kernel below must not allow.
 pub extern "C" fn trespass(at: u64) -> ! {
     // SAFETY: nothing of this guest's lies there; it ends before the store is done.
@@ -113,7 +107,6 @@ pub extern "C" fn trespass(at: u64) -> ! {
     }
 }
 
->>>>>>> hw
 /// The guest's memory.
 #[derive(Clone, Copy, Debug)]
 struct Inside;

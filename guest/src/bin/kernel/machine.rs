@@ -62,7 +62,7 @@ impl Machine {
     }
 
     /// Makes guests possible: with the CPU's structures in the [`Guests::FRAMES`] frames from `first` on, which must be free. From here on a
-    /// [flush](Tlb::flush) of a guest's second level reaches the CPU.
+    /// [flush](Tlb::flush_stage2) of a guest's second level reaches the CPU.
     ///
     /// # Errors
     /// What the CPU lacks.
@@ -209,9 +209,6 @@ impl Memory for Machine {
 
 impl Tlb for Machine {
     fn flush(&self, root: Pfn, scope: FlushScope) {
-        if let Some(guests) = &*self.guests.borrow() {
-            guests.flush(root, scope);
-        }
         if self.root.get() != Some(root) {
             return;
         }
@@ -221,6 +218,12 @@ impl Tlb for Machine {
                 cpu::flush_pages(first << PAGE_SHIFT, pages);
             }
             FlushScope::Pages { .. } | FlushScope::Space => self.flush_all(),
+        }
+    }
+
+    fn flush_stage2(&self, root: Pfn, _scope: FlushScope) {
+        if let Some(guests) = &*self.guests.borrow() {
+            guests.flush(root);
         }
     }
 

@@ -6,11 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use quire::abi::{BootInfo, checksum, flags, nested as words};
 use quire::addr::{Level, Order, PAGE_SHIFT, Pfn};
-<<<<<<< HEAD
-use quire::format::{Attrs, Format, Leaf};
-=======
 use quire::format::{Attrs, Ept, Format, Leaf, Npt};
->>>>>>> hw
 use quire::mapcount::Total;
 use quire::memory::Memory;
 use quire::page_table::Tables;
@@ -18,11 +14,7 @@ use quire::space::{Access, Manager, Policy};
 
 use super::guest::{ALL, Guest, OWN_TABLES, PAGES};
 use super::program::{self, COME_BACK, Command};
-<<<<<<< HEAD
-use super::{Exit, Nested, Svm, Vmx, vm};
-=======
 use super::{Exit, Guests, vm};
->>>>>>> hw
 use crate::cpu;
 use crate::machine::Machine;
 use crate::results::Results;
@@ -47,22 +39,6 @@ const FAR: u64 = 1 << 18;
 /// # Errors
 /// What the CPU lacks, or the first thing that was wrong.
 pub fn run(machine: &Machine, boot: &BootInfo, results: &Results) -> Result<(), &'static str> {
-<<<<<<< HEAD
-    if Vmx::is_there() {
-        on::<Vmx>(machine, boot, results)
-    } else if Svm::is_there() {
-        on::<Svm<'_>>(machine, boot, results)
-    } else {
-        Err("the CPU has neither VMX nor SVM")
-    }
-}
-
-fn on<'a, N: Nested<'a>>(machine: &'a Machine, boot: &BootInfo, results: &Results) -> Result<(), &'static str> {
-    let (first, count) = machine.frames();
-    let end = first.add(count).align_down(Order::HUGE);
-    let memory = Pfn::new(end.raw().checked_sub(PAGES).ok_or("too few frames for a guest")?);
-    let managed = first.add(N::FRAMES);
-=======
     machine.start_guests(machine.frames().0)?;
     let done = match machine.guests().as_deref() {
         Some(Guests::Vmx(_)) => on::<Ept>(machine, boot, results),
@@ -77,20 +53,13 @@ fn on<F: Format>(machine: &Machine, boot: &BootInfo, results: &Results) -> Resul
     let end = first.add(count).align_down(Order::HUGE);
     let memory = Pfn::new(end.raw().checked_sub(PAGES).ok_or("too few frames for a guest")?);
     let managed = first.add(Guests::FRAMES);
->>>>>>> hw
     if managed >= memory {
         return Err("too few frames for a guest");
     }
     let manager = Manager::<_, Total>::new(machine, &[managed..memory], true, Policy::up_to(Order::BASE))
         .map_err(|_| "too few frames for a manager")?;
-<<<<<<< HEAD
-    let nested = N::new(machine, first)?;
-    let abilities = nested.abilities();
-    let mut checks = Checks::new(machine, &manager, nested, memory)?;
-=======
     let mut checks = Checks::<F, _>::new(machine, &manager, memory)?;
     let (kind, abilities) = (checks.guest.guests().kind(), checks.guest.guests().abilities());
->>>>>>> hw
     if boot.has(flags::STALE) {
         checks.guest.forget_a_flush();
         checks.load(SMALL, 1)?;
@@ -112,11 +81,7 @@ fn on<F: Format>(machine: &Machine, boot: &BootInfo, results: &Results) -> Resul
     let [faults, calls] = checks.time()?;
     let counts = checks.guest.counts();
     for (word, value) in [
-<<<<<<< HEAD
-        (words::KIND, N::KIND),
-=======
         (words::KIND, kind),
->>>>>>> hw
         (words::ACCESSED_DIRTY, u64::from(abilities.accessed_dirty)),
         (words::GIGABYTE_LEAVES, u64::from(abilities.gigabyte_leaves)),
         (words::ENTRIES, counts.entries),
@@ -130,35 +95,17 @@ fn on<F: Format>(machine: &Machine, boot: &BootInfo, results: &Results) -> Resul
     ] {
         results.general(word).store(value, Relaxed);
     }
-<<<<<<< HEAD
-    let nested = checks.guest.end();
-=======
     checks.guest.end();
->>>>>>> hw
     if !manager.trim() {
         return Err("a guest's end leaves tables behind");
     }
     machine.zero(memory, PAGES);
-<<<<<<< HEAD
-    let counts = vm::check(machine, &manager, nested, memory)?;
-=======
     let counts = vm::check::<F, _>(machine, &manager, memory)?;
->>>>>>> hw
     results.general(words::INSIDE_VIOLATIONS).store(counts.violations, Relaxed);
     results.general(words::INSIDE_HYPERCALLS).store(counts.hypercalls, Relaxed);
     if manager.trim() { Ok(()) } else { Err("a guest's end leaves tables behind") }
 }
 
-<<<<<<< HEAD
-struct Checks<'a, 't, N: Nested<'a>, T> {
-    guest: Guest<'a, 't, N, T>,
-}
-
-impl<'a, 't, N: Nested<'a>, T: Tables> Checks<'a, 't, N, T> {
-    /// A guest with the program, which waits for a command.
-    fn new(machine: &'a Machine, tables: &'t T, nested: N, memory: Pfn) -> Result<Self, &'static str> {
-        let mut guest = Guest::new(machine, tables, nested, memory)?;
-=======
 struct Checks<'a, F, T> {
     guest: Guest<'a, F, T>,
 }
@@ -167,17 +114,12 @@ impl<'a, F: Format, T: Tables> Checks<'a, F, T> {
     /// A guest with the program, which waits for a command.
     fn new(machine: &'a Machine, tables: &'a T, memory: Pfn) -> Result<Self, &'static str> {
         let mut guest = Guest::new(machine, tables, memory)?;
->>>>>>> hw
         guest.map_own(WINDOW, Pfn::new(0), PAGES, ALL.or(Attrs::ACCESSED_DIRTY))?;
         for (word, bytes) in machine.frame(guest.frame(PROGRAM)).0.iter().zip(program::bytes().chunks(8)) {
             let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
             word.store(value, Relaxed);
         }
-<<<<<<< HEAD
-        guest.registers().r8[7] = N::KIND - 1;
-=======
         guest.registers().r8[7] = guest.guests().kind() - 1;
->>>>>>> hw
         Ok(Self { guest })
     }
 
@@ -389,11 +331,7 @@ impl<'a, F: Format, T: Tables> Checks<'a, F, T> {
     /// A large leaf whose address is not aligned to its size is reserved in every format.
     fn misconfigured(&mut self) -> Result<(), &'static str> {
         let leaf = Leaf { pfn: self.guest.frame(LARGE + 4), attrs: ALL };
-<<<<<<< HEAD
-        let good = self.guest.replace_raw(LARGE, N::Format::leaf(leaf, Level::TWO));
-=======
         let good = self.guest.replace_raw(LARGE, F::leaf(leaf, Level::TWO));
->>>>>>> hw
         let stopped = self.run(Command::Load, LARGE, 1, 0)?;
         self.guest.replace_raw(LARGE, good);
         self.load(LARGE, 1)?;

@@ -1,30 +1,23 @@
 //! A guest: memory of its own, tables of its own in that memory, and the second level that leads there.
 
-<<<<<<< HEAD
-use core::cell::Cell;
-=======
 use core::cell::{Cell, Ref};
->>>>>>> hw
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::{ENTRIES, Level, PAGE_SHIFT, Pfn};
 use quire::format::{Attrs, Format, Leaf, LongMode};
-use quire::memory::Memory;
+use quire::memory::{FlushScope, Memory, Tlb};
 use quire::page_table::{Flush, PageTable, Tables};
 use quire::sync::{WordGuard, lock_word};
 
-<<<<<<< HEAD
-use super::{Exit, Nested, RFLAGS, Registers};
-=======
 use super::{Exit, Guests, RFLAGS, Registers};
->>>>>>> hw
 use crate::machine::Machine;
 
 /// Pages of a guest's memory: 8 MiB, behind each other in ours, aligned to 2 MiB.
 pub const PAGES: u64 = 2048;
 /// Guest-physical pages for the guest's own tables; the root is the first.
 pub const OWN_TABLES: core::ops::Range<u64> = 2..64;
+const OWN_TABLES_COUNT: usize = (OWN_TABLES.end - OWN_TABLES.start) as usize;
 
 /// What a guest's memory allows unless somebody says otherwise. Accessed and dirty are the MMU's to set.
 pub const ALL: Attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::EXEC);
@@ -35,7 +28,8 @@ pub struct OwnTables<'a> {
     machine: &'a Machine,
     memory: Pfn,
     next: Cell<u64>,
-    lock: AtomicU64,
+    /// One for each of [`OWN_TABLES`].
+    locks: [AtomicU64; OWN_TABLES_COUNT],
 }
 
 impl Tables for OwnTables<'_> {
@@ -43,8 +37,8 @@ impl Tables for OwnTables<'_> {
         &self.machine.frame(self.memory.add(table.raw())).0
     }
 
-    fn lock(&self, _table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.lock)
+    fn lock(&self, table: Pfn) -> WordGuard<'_> {
+        lock_word(&self.locks[(table.raw() - OWN_TABLES.start) as usize])
     }
 
     fn alloc_table(&self) -> Option<Pfn> {
@@ -57,6 +51,15 @@ impl Tables for OwnTables<'_> {
 
     /// They stay until the guest goes.
     fn free_table(&self, _table: Pfn, _cleared: bool) {}
+}
+
+/// The machine, for flushes of the second level.
+struct SecondLevel<'a>(&'a Machine);
+
+impl Tlb for SecondLevel<'_> {
+    fn flush(&self, root: Pfn, scope: FlushScope) {
+        self.0.flush_stage2(root, scope);
+    }
 }
 
 /// What has happened so far.
@@ -72,16 +75,6 @@ pub struct Counts {
     pub hypercalls: u64,
 }
 
-<<<<<<< HEAD
-/// A guest on the CPU's second level `N`, whose table pages come from `T`.
-#[derive(Debug)]
-pub struct Guest<'a, 't, N: Nested<'a>, T> {
-    machine: &'a Machine,
-    tables: &'t T,
-    nested: N,
-    memory: Pfn,
-    second: PageTable<N::Format>,
-=======
 /// A guest on a second level of format `F`, which must be the CPU's, with table pages from `T`.
 #[derive(Debug)]
 pub struct Guest<'a, F, T> {
@@ -90,46 +83,30 @@ pub struct Guest<'a, F, T> {
     tables: &'a T,
     memory: Pfn,
     second: PageTable<F>,
->>>>>>> hw
     own: OwnTables<'a>,
     own_root: PageTable<LongMode>,
     registers: Registers,
     counts: Counts,
 }
 
-<<<<<<< HEAD
-impl<'a, 't, N: Nested<'a>, T: Tables> Guest<'a, 't, N, T> {
-=======
 impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
->>>>>>> hw
     /// A guest whose memory is the [`PAGES`] frames from `memory` on, which must be free and zero. Nothing is mapped for it yet, on
     /// either level.
     ///
     /// # Errors
-<<<<<<< HEAD
-    /// When frames run out.
-    pub fn new(machine: &'a Machine, tables: &'t T, nested: N, memory: Pfn) -> Result<Self, &'static str> {
-        const FULL: &str = "no frame for the guest's tables";
-=======
     /// When frames run out, or the machine's guests were not [started](Machine::start_guests).
     pub fn new(machine: &'a Machine, tables: &'a T, memory: Pfn) -> Result<Self, &'static str> {
         const FULL: &str = "no frame for the guest's tables";
         let guests = machine.guests().ok_or("guests were not started")?;
->>>>>>> hw
-        let own = OwnTables { machine, memory, next: Cell::new(OWN_TABLES.start), lock: AtomicU64::new(0) };
+        let own = OwnTables {
+            machine,
+            memory,
+            next: Cell::new(OWN_TABLES.start),
+            locks: [const { AtomicU64::new(0) }; OWN_TABLES_COUNT],
+        };
         let own_root = PageTable::new(own.alloc_table().ok_or(FULL)?);
         let second = PageTable::new(tables.alloc_table().ok_or(FULL)?);
         let registers = Registers { rflags: RFLAGS, cr3: own_root.root().address(), ..Registers::default() };
-<<<<<<< HEAD
-        Ok(Self { machine, tables, nested, memory, second, own, own_root, registers, counts: Counts::default() })
-    }
-
-    /// Takes everything from the guest: its second level is gone, and its memory may be used for something else.
-    pub fn end(self) -> N {
-        let pages = <N::Format as Format>::ROOT.table_pages();
-        let mut flush = Flush::<()>::new();
-        self.nested.owe();
-=======
         Ok(Self { machine, guests, tables, memory, second, own, own_root, registers, counts: Counts::default() })
     }
 
@@ -138,23 +115,15 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let pages = F::ROOT.table_pages();
         let mut flush = Flush::<()>::new();
         self.guests.owe(self.second.root());
->>>>>>> hw
         let mut cursor = self.second.cursor(self.tables, 0, pages);
         while let Some(part) = cursor.next() {
             let entries = part.range();
             part.clear(entries.start, entries.len());
         }
         flush.add_pages(0, pages);
-<<<<<<< HEAD
         self.second.prune(self.tables, 0..pages, 0..pages, &mut flush);
         self.finish(&mut flush);
         self.tables.free_table(self.second.root(), true);
-        self.nested
-=======
-        self.second.prune(self.tables, 0, pages, &mut flush);
-        self.finish(&mut flush);
-        self.tables.free_table(self.second.root(), true);
->>>>>>> hw
     }
 
     /// Maps `pages` pages of the guest's addresses from page `first` on to guest-physical `frame` and on.
@@ -173,14 +142,11 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         Ok(())
     }
 
-<<<<<<< HEAD
-=======
     /// The CPU's way to run it.
     pub fn guests(&self) -> &Guests {
         &self.guests
     }
 
->>>>>>> hw
     /// The guest's registers.
     pub fn registers(&mut self) -> &mut Registers {
         &mut self.registers
@@ -228,11 +194,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let mut flush = Flush::<()>::new();
         {
             let part = self.part(page);
-<<<<<<< HEAD
-            self.nested.owe();
-=======
             self.guests.owe(self.second.root());
->>>>>>> hw
             part.change(part.index(page), 1, remove, Attrs::NONE);
             flush.add_pages(part.page(part.index(page)), part.level().entry_pages());
         }
@@ -244,11 +206,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let mut flush = Flush::<()>::new();
         let attrs = {
             let part = self.part(page);
-<<<<<<< HEAD
-            self.nested.owe();
-=======
             self.guests.owe(self.second.root());
->>>>>>> hw
             flush.add_pages(part.page(part.index(page)), part.level().entry_pages());
             part.clear(part.index(page), 1)
         };
@@ -264,11 +222,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let mut flush = Flush::<()>::new();
         {
             let part = self.part(page);
-<<<<<<< HEAD
-            self.nested.owe();
-=======
             self.guests.owe(self.second.root());
->>>>>>> hw
             part.split(part.index(page), &mut flush).map_err(|_| "no frame for a split")?;
         }
         self.finish(&mut flush);
@@ -281,11 +235,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let first = page & !(level.entry_pages() - 1);
         let done = self.second.cursor(self.tables, first, first + level.entry_pages()).collapse(level, &mut flush);
         if done.is_some() {
-<<<<<<< HEAD
-            self.nested.owe();
-=======
             self.guests.owe(self.second.root());
->>>>>>> hw
         }
         self.finish(&mut flush);
         done.is_some()
@@ -296,11 +246,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         let mut flush = Flush::<()>::new();
         let was = {
             let part = self.part(page);
-<<<<<<< HEAD
-            self.nested.owe();
-=======
             self.guests.owe(self.second.root());
->>>>>>> hw
             flush.add_pages(page, 1);
             self.tables.entries(part.table())[part.index(page)].swap(raw, Relaxed)
         };
@@ -310,27 +256,15 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
 
     /// Owes a flush and does not pay.
     pub fn forget_a_flush(&self) {
-<<<<<<< HEAD
-        self.nested.owe();
-    }
-
-    fn finish(&self, flush: &mut Flush<()>) {
-        flush.finish(&self.nested, self.tables, self.second.root(), |()| {});
-    }
-
-    /// The entry of `page`, whatever leaf it is part of.
-    fn part(&self, page: u64) -> quire::page_table::Part<'t, N::Format, T> {
-=======
         self.guests.owe(self.second.root());
     }
 
     fn finish(&self, flush: &mut Flush<()>) {
-        flush.finish(&self.machine, self.tables, self.second.root(), |()| {});
+        flush.finish(&SecondLevel(self.machine), self.tables, self.second.root(), |()| {});
     }
 
     /// The entry of `page`, whatever leaf it is part of.
     fn part(&self, page: u64) -> quire::page_table::Part<'a, F, T> {
->>>>>>> hw
         let mut cursor = self.second.cursor(self.tables, page, page + 1);
         cursor.next().expect("a range of one page has a part")
     }
@@ -342,11 +276,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
     ) -> Result<Exit, &'static str> {
         loop {
             self.counts.entries += 1;
-<<<<<<< HEAD
-            let exit = self.nested.enter(&mut self.registers, self.second.root());
-=======
             let exit = self.guests.enter(&mut self.registers, self.second.root());
->>>>>>> hw
             match exit {
                 Exit::Violation { address, guest_walk, .. } => {
                     self.counts.violations += 1;

@@ -9,11 +9,7 @@
 //! [`Exit`], and so does each of its exceptions.
 //!
 //! Translations are cached below, and emulators hide it when a flush of them is forgotten: they drop everything at each entry. So this is
-<<<<<<< HEAD
-//! kept by account: whoever narrows or redirects a leaf [owes](Nested::owe) a flush, and no guest is entered on debts.
-=======
 //! kept by account: whoever narrows or redirects a leaf [owes](Guests::owe) a flush, and no guest is entered on debts.
->>>>>>> hw
 
 pub mod check;
 mod guest;
@@ -22,63 +18,19 @@ mod svm;
 pub mod vm;
 mod vmx;
 
-<<<<<<< HEAD
-use core::cell::Cell;
-
-use quire::addr::Pfn;
-use quire::format::Format;
-use quire::memory::Tlb;
-use quire::space::Access;
-
-pub use svm::Svm;
-pub use vmx::Vmx;
-=======
 use core::cell::RefCell;
 
 use arrayvec::ArrayVec;
 use quire::addr::Pfn;
-use quire::memory::{FlushScope, Tlb};
 use quire::space::Access;
 
 use svm::Svm;
 use vmx::Vmx;
->>>>>>> hw
 
 use crate::cpu;
 use crate::machine::Machine;
 
-<<<<<<< HEAD
-/// A CPU's way to run guests. As a [`Tlb`] it drops what is cached of the second level rooted at a frame; that may be put off to
-/// the next entry.
-pub trait Nested<'a>: Tlb + Sized {
-    /// The entries of the second level.
-    type Format: Format;
-    /// Frames that the CPU's own structures take.
-    const FRAMES: u64;
-    /// A number for the results: 1 for VMX, 2 for SVM.
-    const KIND: u64;
-
-    /// Turns it on, with structures in the frames from `first` on, which must be free until it is dropped.
-    ///
-    /// # Errors
-    /// What the CPU lacks.
-    fn new(machine: &'a Machine, first: Pfn) -> Result<Self, &'static str>;
-
-    /// What the CPU can do.
-    fn abilities(&self) -> Abilities;
-
-    /// Runs a guest until it exits. Behind a [`Exit::Hypercall`] or [`Exit::Halt`] it goes on after the instruction; behind any other it
-    /// repeats what it exited on.
-    ///
-    /// # Panics
-    /// When a flush is owed, or the CPU refuses the guest's state.
-    fn enter(&mut self, registers: &mut Registers, root: Pfn) -> Exit;
-
-    /// Leaves that a guest may have used were narrowed or redirected: nothing is entered before a flush.
-    fn owe(&self);
-=======
-/// A CPU's way to run guests. As a [`Tlb`] it drops what is cached of the second level rooted at a frame; that may be put off to the
-/// next entry.
+/// A CPU's way to run guests.
 #[derive(Debug)]
 pub enum Guests {
     /// With [`Ept`](quire::format::Ept) below.
@@ -142,23 +94,21 @@ impl Guests {
         self.debts().owe(root);
     }
 
-    fn debts(&self) -> &Debts {
-        match self {
-            Self::Vmx(vmx) => &vmx.debts,
-            Self::Svm(svm) => &svm.debts,
-        }
-    }
-}
-
-impl Tlb for Guests {
-    fn flush(&self, root: Pfn, _scope: FlushScope) {
+    /// Drops what is cached of the second level at `root`, at once or at the next entry. No CPU can do that for single pages.
+    pub fn flush(&self, root: Pfn) {
         match self {
             Self::Vmx(vmx) => vmx.flush(root),
             Self::Svm(svm) => svm.flush(),
         }
         self.debts().pay(root);
     }
->>>>>>> hw
+
+    fn debts(&self) -> &Debts {
+        match self {
+            Self::Vmx(vmx) => &vmx.debts,
+            Self::Svm(svm) => &svm.debts,
+        }
+    }
 }
 
 /// What differs among CPUs.
@@ -236,31 +186,6 @@ pub enum Exit {
     Other(u64),
 }
 
-<<<<<<< HEAD
-/// Flushes that are owed.
-#[derive(Debug, Default)]
-struct Debt(Cell<bool>);
-
-impl Debt {
-    fn owe(&self) {
-        self.0.set(true);
-    }
-
-    fn pay(&self) {
-        self.0.set(false);
-    }
-
-    fn assert_none(&self) {
-        assert!(!self.0.get(), "a guest is entered on stale translations");
-    }
-}
-
-/// What only ring 0 can do.
-fn at_ring0() -> Result<(), &'static str> {
-    if cpu::ring() == 0 { Ok(()) } else { Err("guests need a manager at ring 0") }
-}
-
-=======
 /// Roots of which a flush is owed.
 #[derive(Debug, Default)]
 struct Debts(RefCell<ArrayVec<Pfn, 16>>);
@@ -282,7 +207,6 @@ impl Debts {
     }
 }
 
->>>>>>> hw
 /// Flags of a guest when it starts: the bit that is always set, and no interrupts.
 pub const RFLAGS: u64 = 2;
 /// Descriptors of a guest's flat segments, as the bits of a VMCB's attributes: 64-bit code, data, a busy task state.

@@ -11,18 +11,10 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::Pfn;
-<<<<<<< HEAD
-use quire::format::Npt;
-use quire::memory::{FlushScope, Memory, Tlb};
-use quire::space::Access;
-
-use super::{Abilities, Debt, Exit, Nested, Registers, at_ring0, attributes, selector};
-=======
 use quire::memory::{Frame, Memory};
 use quire::space::Access;
 
 use super::{Abilities, Debts, Exit, Registers, attributes, selector};
->>>>>>> hw
 use crate::cpu;
 use crate::machine::Machine;
 
@@ -67,14 +59,9 @@ mod frame {
     pub const HOST: u64 = 1;
     pub const PORTS: u64 = 2;
     pub const REGISTERS: u64 = 5;
-<<<<<<< HEAD
-    pub const ALL: u64 = 7;
-}
-=======
 }
 /// All of them.
 pub const FRAMES: u64 = 7;
->>>>>>> hw
 
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
@@ -181,30 +168,15 @@ svm_enter:
 
 /// SVM, from EFER.SVME on until it is off again.
 #[derive(Debug)]
-<<<<<<< HEAD
-pub struct Svm<'a> {
-    machine: &'a Machine,
-    vmcb: Pfn,
-=======
 pub struct Svm {
     vmcb: &'static Frame,
     vmcb_address: u64,
->>>>>>> hw
     abilities: Abilities,
     /// What flushes the guest's translations.
     flush: u64,
     /// Whether the next entry must.
     flush_next: Cell<bool>,
     /// Both roots of the last entry.
-<<<<<<< HEAD
-    roots: (Pfn, u64),
-    debt: Debt,
-}
-
-impl Svm<'_> {
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        &self.machine.frame(self.vmcb).0[offset / 8]
-=======
     roots: Cell<(Pfn, u64)>,
     pub(super) debts: Debts,
 }
@@ -212,7 +184,6 @@ impl Svm<'_> {
 impl Svm {
     fn word(&self, offset: usize) -> &AtomicU64 {
         &self.vmcb.0[offset / 8]
->>>>>>> hw
     }
 
     fn write(&self, offset: usize, value: u64) {
@@ -285,37 +256,18 @@ impl Svm {
     }
 }
 
-<<<<<<< HEAD
-impl Svm<'_> {
-=======
 impl Svm {
->>>>>>> hw
     /// Whether the CPU has it.
     pub fn is_there() -> bool {
         __cpuid(0x8000_0000).eax >= 0x8000_000a && __cpuid(0x8000_0001).ecx & 1 << 2 != 0
     }
 }
 
-<<<<<<< HEAD
-impl<'a> Nested<'a> for Svm<'a> {
-    type Format = Npt;
-    const FRAMES: u64 = frame::ALL;
-    const KIND: u64 = 2;
-
-    fn new(machine: &'a Machine, first: Pfn) -> Result<Self, &'static str> {
-        const NESTED_PAGING: u32 = 1;
-        const FLUSH_BY_ASID: u32 = 1 << 6;
-        at_ring0()?;
-        if !Self::is_there() {
-            return Err("the CPU has no SVM");
-        }
-=======
 impl Svm {
     /// EFER.SVME. See [`Guests::start`](super::Guests::start).
     pub fn start(machine: &Machine, first: Pfn) -> Result<Self, &'static str> {
         const NESTED_PAGING: u32 = 1;
         const FLUSH_BY_ASID: u32 = 1 << 6;
->>>>>>> hw
         let features = __cpuid(0x8000_000a);
         if features.edx & NESTED_PAGING == 0 || u64::from(features.ebx) <= ASID {
             return Err("SVM without nested paging or ASIDs");
@@ -326,13 +278,8 @@ impl Svm {
         if cpu::control_registers()[2] & CR4_LA57 != 0 {
             return Err("nested page tables of five levels");
         }
-<<<<<<< HEAD
-        machine.zero(first, frame::ALL);
-        for bitmap in frame::PORTS..frame::ALL {
-=======
         machine.zero(first, FRAMES);
         for bitmap in frame::PORTS..FRAMES {
->>>>>>> hw
             machine.frame(first.add(bitmap)).0.iter().for_each(|word| word.store(u64::MAX, Relaxed));
         }
         // SAFETY: more instructions, and a frame of its own for what an entry saves.
@@ -341,15 +288,6 @@ impl Svm {
             cpu::write_msr(VM_HSAVE_PA, first.add(frame::HOST).address());
         }
         let svm = Self {
-<<<<<<< HEAD
-            machine,
-            vmcb: first.add(frame::VMCB),
-            abilities: Abilities { accessed_dirty: true, gigabyte_leaves: __cpuid(0x8000_0001).edx & 1 << 26 != 0 },
-            flush: if features.edx & FLUSH_BY_ASID != 0 { FLUSH_ASID } else { FLUSH_ALL },
-            flush_next: Cell::new(true),
-            roots: (first, u64::MAX),
-            debt: Debt::default(),
-=======
             vmcb: machine.lasting_frame(first.add(frame::VMCB)),
             vmcb_address: first.add(frame::VMCB).address(),
             abilities: Abilities { accessed_dirty: true, gigabyte_leaves: __cpuid(0x8000_0001).edx & 1 << 26 != 0 },
@@ -357,22 +295,11 @@ impl Svm {
             flush_next: Cell::new(true),
             roots: Cell::new((first, u64::MAX)),
             debts: Debts::default(),
->>>>>>> hw
         };
         svm.describe_guest(first);
         Ok(svm)
     }
 
-<<<<<<< HEAD
-    fn abilities(&self) -> Abilities {
-        self.abilities
-    }
-
-    fn enter(&mut self, registers: &mut Registers, root: Pfn) -> Exit {
-        self.debt.assert_none();
-        // What is cached is tagged with the ASID alone.
-        let flush = self.flush_next.replace(false) || self.roots != (root, registers.cr3);
-=======
     /// What the CPU can do.
     pub fn abilities(&self) -> Abilities {
         self.abilities
@@ -382,7 +309,6 @@ impl Svm {
     pub fn enter(&self, registers: &mut Registers, root: Pfn) -> Exit {
         // What is cached is tagged with the ASID alone.
         let flush = self.flush_next.replace(false) || self.roots.get() != (root, registers.cr3);
->>>>>>> hw
         self.write(vmcb::ASID, ASID | if flush { self.flush << 32 } else { 0 });
         self.write(vmcb::NESTED_CR3, root.address());
         self.write(vmcb::CR3, registers.cr3);
@@ -392,36 +318,12 @@ impl Svm {
         self.write(vmcb::RFLAGS, registers.rflags);
         // SAFETY: the VMCB describes a guest that can reach nothing but what its second level maps, and everything else that touches the
         // machine is intercepted. An exit restores the host from its save area, and `svm_enter` what is not in there.
-<<<<<<< HEAD
-        unsafe { svm_enter(registers, self.vmcb.address()) };
-=======
         unsafe { svm_enter(registers, self.vmcb_address) };
->>>>>>> hw
         registers.rax = self.read(vmcb::RAX);
         registers.rsp = self.read(vmcb::RSP);
         registers.rip = self.read(vmcb::RIP);
         registers.rflags = self.read(vmcb::RFLAGS);
         registers.cr3 = self.read(vmcb::CR3);
-<<<<<<< HEAD
-        self.roots = (root, registers.cr3);
-        self.exit(registers)
-    }
-
-    fn owe(&self) {
-        self.debt.owe();
-    }
-}
-
-impl Tlb for Svm<'_> {
-    /// The next entry does it: there is no instruction that finds translations by guest-physical address.
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {
-        self.flush_next.set(true);
-        self.debt.pay();
-    }
-}
-
-impl Drop for Svm<'_> {
-=======
         self.roots.set((root, registers.cr3));
         self.exit(registers)
     }
@@ -433,7 +335,6 @@ impl Drop for Svm<'_> {
 }
 
 impl Drop for Svm {
->>>>>>> hw
     fn drop(&mut self) {
         // SAFETY: nothing uses SVM any more.
         unsafe {

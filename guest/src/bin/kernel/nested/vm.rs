@@ -1,23 +1,12 @@
 //! A tenant VM: a guest that runs the library [inside](crate::inside), on frames that its second level gives it on demand.
 #![expect(unsafe_code, reason = "the bounds of the image")]
 
-<<<<<<< HEAD
-=======
 use core::ops::Range;
->>>>>>> hw
 use core::str;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::abi::{ALIAS_BASE, KERNEL_BASE};
 use quire::addr::{Level, PAGE_SHIFT, Pfn};
-<<<<<<< HEAD
-use quire::format::Attrs;
-use quire::memory::Memory;
-use quire::page_table::Tables;
-
-use super::guest::{ALL, Counts, Guest, OWN_TABLES, PAGES};
-use super::{Exit, Nested};
-=======
 use quire::format::{Attrs, Format};
 use quire::memory::Memory;
 use quire::page_table::Tables;
@@ -25,7 +14,6 @@ use quire::space::Access;
 
 use super::Exit;
 use super::guest::{ALL, Counts, Guest, OWN_TABLES, PAGES};
->>>>>>> hw
 use crate::inside::{self, STACK, board, call};
 use crate::log;
 use crate::machine::Machine;
@@ -33,14 +21,9 @@ use crate::machine::Machine;
 /// The guest-physical page that the image's physical page 0 would be at: far above the guest's memory.
 const IMAGE: u64 = 1 << 18;
 /// Guest-physical pages of the library inside; the first half is mapped by small leaves, the second by large ones.
-<<<<<<< HEAD
-const FRAMES: core::ops::Range<u64> = 512..PAGES;
-const LARGE: u64 = 1024;
-=======
 const FRAMES: Range<u64> = 512..PAGES;
 const LARGE: u64 = 1024;
 const OUTSIDE: &str = "the guest has left its memory";
->>>>>>> hw
 
 unsafe extern "C" {
     static text_start: u8;
@@ -68,24 +51,6 @@ fn text(address: u64, length: u64) -> &'static str {
 ///
 /// # Errors
 /// The first thing that was wrong, inside or here.
-<<<<<<< HEAD
-pub fn check<'a, N: Nested<'a>, T: Tables>(
-    machine: &'a Machine,
-    tables: &T,
-    nested: N,
-    memory: Pfn,
-) -> Result<Counts, &'static str> {
-    let mut guest = Guest::new(machine, tables, nested, memory)?;
-    let (image, end) = ((&raw const text_start).addr() as u64, (&raw const data_end).addr() as u64);
-    let image_frame = |page: u64| page - page_of(KERNEL_BASE);
-    let preset = Attrs::ACCESSED_DIRTY;
-    let (first, pages) = (page_of(image), page_of(end) - page_of(image));
-    guest.map_own(first, Pfn::new(IMAGE + image_frame(first)), pages, ALL.without(Attrs::WRITE).or(preset))?;
-    guest.map_own(page_of(ALIAS_BASE), Pfn::new(0), PAGES, ALL.without(Attrs::EXEC).or(preset))?;
-    let on_board = &machine.frame(guest.frame(board::PAGE)).0;
-    for (word, value) in [
-        (board::KIND, N::KIND),
-=======
 pub fn check<F: Format, T: Tables>(machine: &Machine, tables: &T, memory: Pfn) -> Result<Counts, &'static str> {
     let mut guest = Guest::<F, T>::new(machine, tables, memory)?;
     let (preset, image) = (Attrs::ACCESSED_DIRTY, image());
@@ -95,7 +60,6 @@ pub fn check<F: Format, T: Tables>(machine: &Machine, tables: &T, memory: Pfn) -
     let on_board = &machine.frame(guest.frame(board::PAGE)).0;
     for (word, value) in [
         (board::KIND, guest.guests().kind()),
->>>>>>> hw
         (board::FIRST, FRAMES.start),
         (board::COUNT, FRAMES.end - FRAMES.start),
         (board::ROOT, OWN_TABLES.start),
@@ -106,28 +70,6 @@ pub fn check<F: Format, T: Tables>(machine: &Machine, tables: &T, memory: Pfn) -
     registers.rip = inside::start as *const () as u64;
     // As if it had been called.
     registers.rsp = ALIAS_BASE + (STACK.end << PAGE_SHIFT) - 8;
-<<<<<<< HEAD
-
-    let image_frames = image_frame(first)..image_frame(first) + pages;
-    let mut stored = 0;
-    loop {
-        let exit = guest.run(|guest, address| {
-            let page = address >> PAGE_SHIFT;
-            if page < PAGES {
-                let level = if page < LARGE { Level::ONE } else { Level::TWO };
-                let first = page & !(level.entry_pages() - 1);
-                return guest.map(first, level, guest.frame(first), ALL);
-            }
-            match page.checked_sub(IMAGE).filter(|frame| image_frames.contains(frame)) {
-                // The image is nobody's folio, and nobody's to write.
-                Some(frame) => {
-                    let attrs = ALL.without(Attrs::WRITE).or(Attrs::UNTRACKED);
-                    guest.map(page, Level::ONE, Pfn::new(frame), attrs)
-                }
-                None => Err("the guest has left its memory"),
-            }
-        })?;
-=======
     serve(&mut guest)?;
     let counts = guest.counts();
     trespass(&mut guest)?;
@@ -160,7 +102,6 @@ fn serve<F: Format, T: Tables>(guest: &mut Guest<'_, F, T>) -> Result<(), &'stat
     let mut stored = 0;
     loop {
         let exit = guest.run(resolve)?;
->>>>>>> hw
         let registers = *guest.registers();
         match (exit, registers.rax) {
             (Exit::Hypercall, call::STORED) => {
@@ -186,15 +127,6 @@ fn serve<F: Format, T: Tables>(guest: &mut Guest<'_, F, T>) -> Result<(), &'stat
             }
         }
     }
-<<<<<<< HEAD
-    let counts = guest.counts();
-    // Everything but the end was a page that was stored to.
-    if stored + 1 != counts.hypercalls {
-        return Err("a hypercall was lost");
-    }
-    guest.end();
-    Ok(counts)
-=======
     // Everything but the end was a page that was stored to.
     if stored + 1 == guest.counts().hypercalls { Ok(()) } else { Err("a hypercall was lost") }
 }
@@ -217,5 +149,4 @@ fn trespass<F: Format, T: Tables>(guest: &mut Guest<'_, F, T>) -> Result<(), &'s
         return Err("a guest wrote to the image");
     }
     if store_to(1) == Err(OUTSIDE) { Ok(()) } else { Err("a guest reached what is not its memory") }
->>>>>>> hw
 }

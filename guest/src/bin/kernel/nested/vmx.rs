@@ -7,18 +7,10 @@ use core::cell::Cell;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::addr::Pfn;
-<<<<<<< HEAD
-use quire::format::Ept;
-use quire::memory::{FlushScope, Memory, Tlb};
-use quire::space::Access;
-
-use super::{Abilities, Debt, Exit, Nested, Registers, at_ring0, attributes, selector};
-=======
 use quire::memory::Memory;
 use quire::space::Access;
 
 use super::{Abilities, Debts, Exit, Registers, attributes, selector};
->>>>>>> hw
 use crate::cpu;
 use crate::machine::Machine;
 
@@ -232,17 +224,10 @@ vmx_exit:
 #[derive(Debug)]
 pub struct Vmx {
     capabilities: u64,
-<<<<<<< HEAD
-    launched: bool,
-    /// The root of the guest's tables when it last ran.
-    cr3: Cell<u64>,
-    debt: Debt,
-=======
     launched: Cell<bool>,
     /// The root of the guest's tables when it last ran.
     cr3: Cell<u64>,
     pub(super) debts: Debts,
->>>>>>> hw
 }
 
 impl Vmx {
@@ -251,27 +236,8 @@ impl Vmx {
         __cpuid(1).ecx & 1 << 5 != 0
     }
 
-<<<<<<< HEAD
-    fn pointer(&self, root: Pfn) -> u64 {
-        let accessed_dirty = if self.abilities().accessed_dirty { POINTER_ACCESSED_DIRTY } else { 0 };
-        root.address() | POINTER | accessed_dirty
-    }
-}
-
-impl<'a> Nested<'a> for Vmx {
-    type Format = Ept;
-    const FRAMES: u64 = 2;
-    const KIND: u64 = 1;
-
-    fn new(machine: &'a Machine, first: Pfn) -> Result<Self, &'static str> {
-        at_ring0()?;
-        if !Self::is_there() {
-            return Err("the CPU has no VMX");
-        }
-=======
     /// VMXON. See [`Guests::start`](super::Guests::start).
     pub fn start(machine: &Machine, first: Pfn) -> Result<Self, &'static str> {
->>>>>>> hw
         let basic = cpu::read_msr(msr::BASIC);
         if basic >> 55 & 1 == 0 {
             return Err("VMX without the registers that tell of CR3 exits");
@@ -286,11 +252,7 @@ impl<'a> Nested<'a> for Vmx {
             return Err("EPT without 4 levels, write-back tables, leaves of 2 MiB or flushes of one context");
         }
         let (region, vmcs) = (first, first.add(1));
-<<<<<<< HEAD
-        machine.zero(region, Self::FRAMES);
-=======
         machine.zero(region, 2);
->>>>>>> hw
         for frame in [region, vmcs] {
             machine.frame(frame).0[0].store(basic & 0x7fff_ffff, Relaxed);
         }
@@ -302,11 +264,7 @@ impl<'a> Nested<'a> for Vmx {
             (field::ENTRY_CONTROLS, control(msr::TRUE_ENTRY, ENTRY_CONTROLS)?),
         ];
         turn_on(region)?;
-<<<<<<< HEAD
-        let vmx = Self { capabilities, launched: false, cr3: Cell::new(u64::MAX), debt: Debt::default() };
-=======
         let vmx = Self { capabilities, launched: Cell::new(false), cr3: Cell::new(u64::MAX), debts: Debts::default() };
->>>>>>> hw
         // SAFETY: a region of its own, with the revision in its first word.
         unsafe {
             load_vmcs(vmcs);
@@ -325,25 +283,16 @@ impl<'a> Nested<'a> for Vmx {
         Ok(vmx)
     }
 
-<<<<<<< HEAD
-    fn abilities(&self) -> Abilities {
-=======
     /// What the CPU can do.
     pub fn abilities(&self) -> Abilities {
->>>>>>> hw
         Abilities {
             accessed_dirty: self.capabilities & ACCESSED_DIRTY != 0,
             gigabyte_leaves: self.capabilities & GIGABYTE_LEAVES != 0,
         }
     }
 
-<<<<<<< HEAD
-    fn enter(&mut self, registers: &mut Registers, root: Pfn) -> Exit {
-        self.debt.assert_none();
-=======
     /// VMLAUNCH or VMRESUME. See [`Guests::enter`](super::Guests::enter).
     pub fn enter(&self, registers: &mut Registers, root: Pfn) -> Exit {
->>>>>>> hw
         write(field::EPT_POINTER, self.pointer(root));
         write(field::HOST_CR3, cpu::control_registers()[1]);
         write(field::GUEST_CR3, registers.cr3);
@@ -356,15 +305,9 @@ impl<'a> Nested<'a> for Vmx {
         }
         // SAFETY: the VMCS describes a host that goes on at `vmx_exit` with this root and these segments, and a guest that can reach
         // nothing but what its second level maps. `vmx_enter` keeps the registers that a function must keep.
-<<<<<<< HEAD
-        let refused = unsafe { vmx_enter(registers, self.launched) } != 0;
-        assert!(!refused, "VM entry refused: error {}", read(field::INSTRUCTION_ERROR));
-        self.launched = true;
-=======
         let refused = unsafe { vmx_enter(registers, self.launched.get()) } != 0;
         assert!(!refused, "VM entry refused: error {}", read(field::INSTRUCTION_ERROR));
         self.launched.set(true);
->>>>>>> hw
         registers.rsp = read(field::GUEST_RSP);
         registers.rip = read(field::GUEST_RIP);
         registers.rflags = read(field::GUEST_RFLAGS);
@@ -373,10 +316,6 @@ impl<'a> Nested<'a> for Vmx {
         exit(registers)
     }
 
-<<<<<<< HEAD
-    fn owe(&self) {
-        self.debt.owe();
-=======
     /// INVEPT: there is none of single pages.
     pub fn flush(&self, root: Pfn) {
         self.invept(ONE_CONTEXT, self.pointer(root));
@@ -396,7 +335,6 @@ impl<'a> Nested<'a> for Vmx {
             failed
         };
         assert!(failed == 0, "INVEPT refused");
->>>>>>> hw
     }
 }
 
@@ -441,30 +379,6 @@ fn exit(registers: &mut Registers) -> Exit {
     }
 }
 
-<<<<<<< HEAD
-impl Vmx {
-    fn invept(&self, scope: u64, pointer: u64) {
-        let descriptor = [pointer, 0];
-        // SAFETY: forgetting translations is always sound.
-        let failed = unsafe {
-            let failed: u8;
-            asm!("invept {}, [{}]", "setna {}", in(reg) scope, in(reg) &raw const descriptor, out(reg_byte) failed);
-            failed
-        };
-        assert!(failed == 0, "INVEPT refused");
-    }
-}
-
-impl Tlb for Vmx {
-    /// There is no INVEPT of single pages.
-    fn flush(&self, root: Pfn, _scope: FlushScope) {
-        self.invept(ONE_CONTEXT, self.pointer(root));
-        self.debt.pay();
-    }
-}
-
-=======
->>>>>>> hw
 impl Drop for Vmx {
     fn drop(&mut self) {
         // SAFETY: in VMX operation since `new`; the region may be used for something else afterwards.
