@@ -525,7 +525,7 @@ impl<M: Memory> Frames<M> {
             let next = block::loose(zeroed, word);
             slot.store(loose_word(zeroed, next), Relaxed);
             let word = word + block::NR_LOOSE.bits(1);
-            directory_word.store(word ^ block::loose_bits(zeroed, next ^ pfn.raw() % BLOCK), Relaxed);
+            directory_word.store(word ^ block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK)), Relaxed);
             if next == 0 {
                 self.link_loose(block, zeroed);
             }
