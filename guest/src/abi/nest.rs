@@ -48,7 +48,7 @@ pub mod word {
     pub const MISMATCHES: usize = FIRST + 9;
     /// Things that the VMM did to its VM's memory.
     pub const DISTURBANCES: usize = FIRST + 10;
-    /// At the checkpoint with the most leaves: leaves of stage 2, of 4 KiB, 2 MiB and 1 GiB.
+    /// At the checkpoint at which the guest has most mapped: leaves of stage 2, of 4 KiB, 2 MiB and 1 GiB.
     pub const LEAVES: usize = FIRST + 11;
     /// There: leaves composed from the guest's tables.
     pub const COMPOSED: usize = FIRST + 14;

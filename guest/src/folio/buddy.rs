@@ -5,8 +5,9 @@
 //! memory for its own growth. A broken block whose frames are all free becomes whole again, except one that is kept
 //! at hand so that a load at the edge does not break and mend a block on every fault.
 //!
-//! A run that is given back to a broken block stays *loose* at first: chained to the others of its block, to be handed out again as it is. Most runs are wanted
-//! again in the order they had, or their block becomes whole before anybody wants a larger one. Loose runs are merged with their buddies when the lists have nothing left.
+//! A single frame that is given back stays *loose* at first: chained to the others of its block, to be handed out again as it is. Most are wanted again as
+//! single frames, or their block becomes whole before anybody wants a larger run. Loose frames are merged with their buddies when the lists have no run that
+//! is large enough. Single frames come from the lists several at a time, of which all but one become loose.
 //!
 //! Runs known to be zero are kept on lists of their own: fresh memory is zero and need not be cleared again.
 
@@ -26,6 +27,9 @@ const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
 /// The largest order that lives in slots; a broken block never has all its frames free, so order 9 cannot.
 const MAX_SMALL: u8 = Order::HUGE.get() - 1;
 
+/// Single frames are taken from the lists by runs of this order, where one is at hand.
+const REFILL: u8 = 3;
+
 /// What a directory word says of its block.
 mod block {
     use crate::sync::Field;
@@ -42,11 +46,21 @@ mod block {
     pub(super) const NEXT: Field<36, 27> = Field;
     pub(super) const RECORD: Field<8, 32> = Field;
     pub(super) const NR_FREE: Field<8, 10> = Field;
-    /// The frame in the block where its chain of loose runs starts, 0 for none: that one is spent on slots.
-    pub(super) const LOOSE: Field<18, 9> = Field;
-    /// Frames in that chain, which are among those that are free.
-    pub(super) const NR_LOOSE: Field<27, 10> = Field;
+    /// Those of them that are loose.
+    pub(super) const NR_LOOSE: Field<18, 10> = Field;
+    const LOOSE: Field<28, 9> = Field;
+    const LOOSE_ZERO: Field<37, 9> = Field;
     pub(super) const NONE: u64 = (1 << 27) - 1;
+
+    /// The frame of a broken block where its chain of loose frames known to be zero starts, or that of the others; 0 for none: that frame is spent on slots.
+    pub(super) const fn loose(zero: bool, word: u64) -> u64 {
+        if zero { LOOSE_ZERO.of(word) } else { LOOSE.of(word) }
+    }
+
+    /// The bits of [`loose`] for frame `at`.
+    pub(super) const fn loose_bits(zero: bool, at: u64) -> u64 {
+        if zero { LOOSE_ZERO.bits(at) } else { LOOSE.bits(at) }
+    }
 }
 
 /// The words of the slot of a free run's first frame.
@@ -55,7 +69,7 @@ mod slot {
     pub(super) const PREV: Field<0, 40> = Field; // word 0
     pub(super) const ORDER: Field<3, 4> = Field; // word 1, behind the kind
     pub(super) const ZERO: Field<7, 1> = Field;
-    pub(super) const NEXT: Field<8, 40> = Field; // of a loose run the frame in the block, 0 for none
+    pub(super) const NEXT: Field<8, 40> = Field; // of a loose frame by its place in the block, 0 for none
     pub(super) const NONE: u64 = (1 << 40) - 1;
 }
 
@@ -116,8 +130,9 @@ pub struct Frames<M> {
     heads: [[AtomicU64; NR_ORDERS]; 2],
     /// Which of the lists are not empty: bit n for order n.
     filled: [AtomicU64; 2],
-    /// The list of the blocks that have loose runs; its links stand in word 0 of a block's first slot, which is a slot frame's.
-    loose: AtomicU64,
+    /// The lists of the blocks that have loose frames, and of those that have some known to be zero; their links stand in word 0 of a block's first two slots,
+    /// which are slot frames'.
+    loose: [AtomicU64; 2],
     has_spare: AtomicBool,
     free: AtomicU64,
     reserve: AtomicU64,
@@ -254,7 +269,7 @@ impl<M: Memory> Frames<M> {
             lock: AtomicU64::new(0),
             heads: [const { [const { AtomicU64::new(0) }; NR_ORDERS] }; 2],
             filled: [const { AtomicU64::new(0) }; 2],
-            loose: AtomicU64::new(0),
+            loose: [const { AtomicU64::new(0) }; 2],
             has_spare: AtomicBool::new(false),
             free: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
@@ -321,10 +336,9 @@ impl<M: Memory> Frames<M> {
         (self.memory.frame(frame), word % ENTRIES)
     }
 
-    /// What the descriptor of the folio that `pfn` belongs to is: `Ok` a record, `Err` the head of a small
-    /// folio (a frame whose slot is the descriptor). `None` when no folio lives there.
+    /// Where the descriptor of the folio that `pfn` belongs to is; `None` when no folio lives there.
     #[inline(always)]
-    pub(super) fn find(&self, pfn: Pfn) -> Option<Found> {
+    pub(super) fn find(&self, pfn: Pfn) -> Option<Found<'_>> {
         if !self.manages(pfn) {
             return None;
         }
@@ -332,23 +346,30 @@ impl<M: Memory> Frames<M> {
         match block::KIND.of(word) {
             block::FOLIO => Some(Found::Large(Record::from_raw(block::RECORD.of(word) as u32))),
             block::BROKEN => {
-                // Only the head's slot says anything: try the heads this frame could belong to, nearest first.
-                for order in 0..=MAX_SMALL {
-                    let head = pfn.align_down(Order::new(order));
-                    let slot = self.slot_head(head);
-                    match KIND.get(&slot[1]) {
-                        kind if kind == Kind::Nothing as u64 => {}
-                        kind if kind == Kind::Small as u64 => return (order == 0).then_some(Found::Small(pfn)),
-                        kind if kind == Kind::Large as u64 => {
-                            return Some(Found::Large(Record::from_raw(slot[0].load(Relaxed) as u32)));
-                        }
-                        _ => return None,
-                    }
+                let slot = self.slot(pfn);
+                match KIND.get(&slot[1]) {
+                    kind if kind == Kind::Small as u64 => Some(Found::Small(slot)),
+                    kind if kind == Kind::Large as u64 => Some(Found::of_head(&slot[0])),
+                    kind if kind == Kind::Nothing as u64 => self.find_head(pfn),
+                    _ => None,
                 }
-                None
             }
             _ => None,
         }
+    }
+
+    /// The folio of `pfn`, which is no head, in a broken block.
+    fn find_head(&self, pfn: Pfn) -> Option<Found<'_>> {
+        // Only the head's slot says anything: try the heads this frame could belong to, nearest first.
+        for order in 1..=MAX_SMALL {
+            let slot = self.slot_head(pfn.align_down(Order::new(order)));
+            match KIND.get(&slot[1]) {
+                kind if kind == Kind::Nothing as u64 => {}
+                kind if kind == Kind::Large as u64 => return Some(Found::of_head(&slot[0])),
+                _ => return None,
+            }
+        }
+        None
     }
 
     /// Notes that the allocated run at `pfn` is the folio described by `record`.
@@ -400,14 +421,10 @@ impl<M: Memory> Frames<M> {
         }
         let order = order.get();
         let run = if order <= MAX_SMALL {
-            self.take_small(order, want_zero).or_else(|| {
-                self.settle();
-                self.take_small(order, want_zero).or_else(|| {
-                    let (first, zeroed) = self.take_blocks(9, want_zero)?;
-                    self.break_block(first, zeroed);
-                    self.take_small(order, want_zero)
-                })
-            })
+            match self.take_small(order, want_zero) {
+                Some(run) => Some(run),
+                None => self.make_small(order, want_zero),
+            }
         } else {
             self.take_blocks(order, want_zero)
                 .or_else(|| {
@@ -450,24 +467,45 @@ impl<M: Memory> Frames<M> {
         &self.slot_head(pfn)[0]
     }
 
+    #[inline]
     fn take_small(&self, order: u8, want_zero: bool) -> Option<Run> {
-        let known_zero = if want_zero { self.take_listed(order, true) } else { None };
-        known_zero
-            .or_else(|| self.take_loose(order))
-            .or_else(|| self.take_listed(order, false))
-            .or_else(|| self.take_listed(order, true))
+        for zero in [want_zero, !want_zero] {
+            if order == 0
+                && let Some(block) = self.loose[usize::from(zero)].load(Relaxed).checked_sub(1)
+            {
+                return Some(self.take_loose(self.first_block + block, zero));
+            }
+            if let Some(found) = self.lowest_list(order..MAX_SMALL + 1, zero) {
+                return Some(self.take_listed(order, found, zero));
+            }
+        }
+        None
     }
 
-    /// A run from the lists of those known to be zero, or of the others.
-    fn take_listed(&self, order: u8, zero: bool) -> Option<Run> {
-        let found = self.lowest_list(order..MAX_SMALL + 1, zero)?;
+    /// As [`take_small`](Self::take_small) when there is nothing at hand.
+    #[cold]
+    fn make_small(&self, order: u8, want_zero: bool) -> Option<Run> {
+        self.settle();
+        self.take_small(order, want_zero).or_else(|| {
+            let (first, zeroed) = self.take_blocks(9, want_zero)?;
+            self.break_block(first, zeroed);
+            self.take_small(order, want_zero)
+        })
+    }
+
+    /// A run out of the first of the list of order `found`, of runs known to be zero or of the others.
+    fn take_listed(&self, order: u8, found: u8, zero: bool) -> Run {
         let pfn = Pfn::new(self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1);
         self.unlink_small(pfn, found, zero);
-        self.count_free(pfn, -(1 << order));
-        for half in (order..found).rev() {
+        self.count_taken(pfn, 1 << order);
+        let rest = if order == 0 { found.min(REFILL) } else { order };
+        for half in (rest..found).rev() {
             self.link_small(pfn.add(1 << half), half, zero);
         }
-        Some(Run { pfn, zeroed: zero })
+        if rest > order {
+            self.loosen(pfn.add(1), (1 << rest) - 1, zero);
+        }
+        Run { pfn, zeroed: zero }
     }
 
     /// The list of the lowest of `orders` that has something, of runs known to be zero or of the others.
@@ -478,15 +516,25 @@ impl<M: Memory> Frames<M> {
     }
 
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
-        if zeroed {
-            self.slot_head(pfn)[1].store(0, Relaxed);
-            self.count_free(pfn, 1 << order);
-            self.merge(pfn, order, true);
-        } else {
-            self.put_loose(pfn, order);
-        }
         let block = pfn.raw() / BLOCK;
-        if block::NR_FREE.get(self.directory_word(block)) == BLOCK - self.slot_frames() {
+        let directory_word = self.directory_word(block);
+        let word = directory_word.load(Relaxed) + block::NR_FREE.bits(1 << order);
+        let free = block::NR_FREE.of(word);
+        let slot = &self.slot_head(pfn)[1];
+        if order == 0 {
+            let next = block::loose(zeroed, word);
+            slot.store(loose_word(zeroed, next), Relaxed);
+            let word = word + block::NR_LOOSE.bits(1);
+            directory_word.store(word ^ block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK)), Relaxed);
+            if next == 0 {
+                self.link_loose(block, zeroed);
+            }
+        } else {
+            directory_word.store(word, Relaxed);
+            slot.store(0, Relaxed);
+            self.merge(pfn, order, zeroed);
+        }
+        if free == BLOCK - self.slot_frames() {
             if self.has_spare.load(Relaxed) {
                 self.mend_block(block);
             } else {
@@ -559,16 +607,19 @@ impl<M: Memory> Frames<M> {
 
     fn mend_block(&self, block: u64) {
         let word = self.directory_word(block).load(Relaxed);
-        if block::LOOSE.of(word) != 0 {
-            self.unlink_loose(block);
+        for zero in [false, true] {
+            if block::loose(zero, word) != 0 {
+                self.unlink_loose(block, zero);
+            }
         }
-        // Loose runs are on no list: they go with the slots.
+        // Loose frames are on no list: they go with the slots.
         let mut listed = block::NR_FREE.of(word) - block::NR_LOOSE.of(word);
         let mut pfn = Pfn::new(block * BLOCK + self.slot_frames());
         while listed > 0 {
             let word = self.slot_head(pfn)[1].load(Relaxed);
-            let order = slot::ORDER.of(word) as u8;
+            let mut order = 0;
             if KIND.of(word) == Kind::Free as u64 {
+                order = slot::ORDER.of(word) as u8;
                 self.unlink_small(pfn, order, slot::ZERO.of(word) == 1);
                 listed -= 1 << order;
             }
@@ -579,14 +630,15 @@ impl<M: Memory> Frames<M> {
         self.put_blocks(block, 9, false);
     }
 
-    fn count_free(&self, pfn: Pfn, frames: i64) {
+    /// Notes that `frames` free frames of the block of `pfn` are free no more.
+    fn count_taken(&self, pfn: Pfn, frames: u64) {
         let word = self.directory_word(pfn.raw() / BLOCK);
         let now = block::NR_FREE.get(word);
         if now == BLOCK - self.slot_frames() {
             // The spare block, or a fresh one: it is in use from now on.
             self.has_spare.store(false, Relaxed);
         }
-        block::NR_FREE.set(word, now.wrapping_add_signed(frames));
+        block::NR_FREE.set(word, now - frames);
     }
 
     fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
@@ -621,95 +673,102 @@ impl<M: Memory> Frames<M> {
         self.link_blocks(block, order, zeroed);
     }
 
-    // --- loose runs ------------------------------------------------------------------------------------------
+    // --- loose frames ----------------------------------------------------------------------------------------
 
-    /// Chains a run that is given back to its block.
-    fn put_loose(&self, pfn: Pfn, order: u8) {
-        let (block, at, frames) = (pfn.raw() / BLOCK, pfn.raw() % BLOCK, 1 << order);
+    /// Chains the `n` frames from `first` on, which count as free and are on no list, to their block.
+    fn loosen(&self, first: Pfn, n: u64, zero: bool) {
+        let (block, at) = (first.raw() / BLOCK, first.raw() % BLOCK);
         let directory_word = self.directory_word(block);
         let word = directory_word.load(Relaxed);
-        let next = block::LOOSE.of(word);
-        self.slot_head(pfn)[1]
-            .store(KIND.bits(Kind::Loose as u64) | slot::ORDER.bits(u64::from(order)) | slot::NEXT.bits(next), Relaxed);
-        // Neither sum leaves its field: a block has no more frames than that.
-        let word = word + block::NR_FREE.bits(frames) + block::NR_LOOSE.bits(frames);
-        directory_word.store(word ^ block::LOOSE.bits(next ^ at), Relaxed);
-        if next == 0 {
-            self.link_loose(block);
+        let old = block::loose(zero, word);
+        for i in 0..n {
+            let next = if i + 1 < n { at + i + 1 } else { old };
+            self.slot_head(first.add(i))[1].store(loose_word(zero, next), Relaxed);
+        }
+        // The sum stays in its field: a block has no more frames than that.
+        let word = word + block::NR_LOOSE.bits(n);
+        directory_word.store(word ^ block::loose_bits(zero, old ^ at), Relaxed);
+        if old == 0 {
+            self.link_loose(block, zero);
         }
     }
 
-    /// The run that came last to the first block of the list, if it is of that order.
-    fn take_loose(&self, order: u8) -> Option<Run> {
-        let block = self.first_block + self.loose.load(Relaxed).checked_sub(1)?;
+    /// The loose frame that came last to `block`, which has some known to be zero, or others.
+    #[inline]
+    fn take_loose(&self, block: u64, zero: bool) -> Run {
         let directory_word = self.directory_word(block);
         let word = directory_word.load(Relaxed);
-        let at = block::LOOSE.of(word);
+        let at = block::loose(zero, word);
         let pfn = Pfn::new(block * BLOCK + at);
         let slot = self.slot_head(pfn);
-        let run = slot[1].load(Relaxed);
-        if slot::ORDER.of(run) != u64::from(order) {
-            return None;
-        }
+        let next = slot::NEXT.get(&slot[1]);
         slot[1].store(0, Relaxed);
-        let (next, frames) = (slot::NEXT.of(run), 1 << order);
         if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
             // The spare block is in use from now on.
             self.has_spare.store(false, Relaxed);
         }
-        let word = word - block::NR_FREE.bits(frames) - block::NR_LOOSE.bits(frames);
-        directory_word.store(word ^ block::LOOSE.bits(at ^ next), Relaxed);
+        let word = word - block::NR_FREE.bits(1) - block::NR_LOOSE.bits(1);
+        directory_word.store(word ^ block::loose_bits(zero, at ^ next), Relaxed);
         if next == 0 {
-            self.unlink_loose(block);
+            self.unlink_loose(block, zero);
         }
-        Some(Run { pfn, zeroed: false })
+        Run { pfn, zeroed: zero }
     }
 
-    /// Merges all loose runs with their buddies.
+    /// Merges all loose frames with their buddies.
     fn settle(&self) {
-        while let Some(block) = self.loose.load(Relaxed).checked_sub(1) {
-            let block = self.first_block + block;
-            let directory_word = self.directory_word(block);
-            let mut at = block::LOOSE.get(directory_word);
-            self.unlink_loose(block);
-            block::LOOSE.set(directory_word, 0);
-            block::NR_LOOSE.set(directory_word, 0);
-            while at != 0 {
-                let pfn = Pfn::new(block * BLOCK + at);
-                let slot = self.slot_head(pfn);
-                let run = slot[1].load(Relaxed);
-                slot[1].store(0, Relaxed);
-                self.merge(pfn, slot::ORDER.of(run) as u8, false);
-                at = slot::NEXT.of(run);
+        for zero in [false, true] {
+            while let Some(block) = self.loose[usize::from(zero)].load(Relaxed).checked_sub(1) {
+                self.settle_block(self.first_block + block, zero);
             }
         }
     }
 
-    /// The word with the links of a block with loose runs.
-    fn loose_links(&self, block: u64) -> &AtomicU64 {
-        &self.slot_head(Pfn::new(block * BLOCK))[0]
+    /// Merges the loose frames of `block` that are known to be zero, or the others.
+    fn settle_block(&self, block: u64, zero: bool) {
+        let directory_word = self.directory_word(block);
+        let mut at = block::loose(zero, directory_word.load(Relaxed));
+        self.unlink_loose(block, zero);
+        let mut n = 0;
+        while at != 0 {
+            let pfn = Pfn::new(block * BLOCK + at);
+            let slot = self.slot_head(pfn);
+            at = slot::NEXT.get(&slot[1]);
+            slot[1].store(0, Relaxed);
+            self.merge(pfn, 0, zero);
+            n += 1;
+        }
+        let word = directory_word.load(Relaxed) - block::NR_LOOSE.bits(n);
+        directory_word.store(word ^ block::loose_bits(zero, block::loose(zero, word)), Relaxed);
     }
 
-    fn link_loose(&self, block: u64) {
-        let next = self.loose.load(Relaxed).checked_sub(1);
-        self.loose_links(block)
+    /// The word with the links of a block with loose frames.
+    fn loose_links(&self, block: u64, zero: bool) -> &AtomicU64 {
+        &self.slot_head(Pfn::new(block * BLOCK + u64::from(zero)))[0]
+    }
+
+    fn link_loose(&self, block: u64, zero: bool) {
+        let head = &self.loose[usize::from(zero)];
+        let next = head.load(Relaxed).checked_sub(1);
+        self.loose_links(block, zero)
             .store(block::PREV.bits(block::NONE) | block::NEXT.bits(next.unwrap_or(block::NONE)), Relaxed);
         if let Some(next) = next {
-            block::PREV.set(self.loose_links(self.first_block + next), block - self.first_block);
+            block::PREV.set(self.loose_links(self.first_block + next, zero), block - self.first_block);
         }
-        self.loose.store(block - self.first_block + 1, Relaxed);
+        head.store(block - self.first_block + 1, Relaxed);
     }
 
-    fn unlink_loose(&self, block: u64) {
-        let links = self.loose_links(block);
+    fn unlink_loose(&self, block: u64, zero: bool) {
+        let links = self.loose_links(block, zero);
         let (prev, next) = (block::PREV.get(links), block::NEXT.get(links));
         if prev == block::NONE {
-            self.loose.store(if next == block::NONE { 0 } else { next + 1 }, Relaxed);
+            let head = if next == block::NONE { 0 } else { next + 1 };
+            self.loose[usize::from(zero)].store(head, Relaxed);
         } else {
-            block::NEXT.set(self.loose_links(self.first_block + prev), next);
+            block::NEXT.set(self.loose_links(self.first_block + prev, zero), next);
         }
         if next != block::NONE {
-            block::PREV.set(self.loose_links(self.first_block + next), prev);
+            block::PREV.set(self.loose_links(self.first_block + next, zero), prev);
         }
     }
 
@@ -791,6 +850,11 @@ impl<M: Memory> Frames<M> {
     }
 }
 
+/// Word 1 of the slot of a loose frame, behind which the chain goes on at frame `next` of the block.
+fn loose_word(zero: bool, next: u64) -> u64 {
+    KIND.bits(Kind::Loose as u64) | slot::ZERO.bits(u64::from(zero)) | slot::NEXT.bits(next)
+}
+
 /// Adds `n` to a number that changes under a lock only, which the caller holds; anybody may read it.
 #[inline]
 pub(crate) fn add_to(number: &AtomicU64, n: i64) {
@@ -798,12 +862,20 @@ pub(crate) fn add_to(number: &AtomicU64, n: i64) {
 }
 
 /// Where a frame's folio keeps its descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Found<'a> {
     /// In the slot of the frame itself.
-    Small(Pfn),
+    Small(&'a [AtomicU64]),
     /// In a record.
     Large(Record),
+}
+
+impl Found<'_> {
+    /// What word 0 of the slot of a larger folio's first frame says.
+    #[inline]
+    fn of_head(word: &AtomicU64) -> Self {
+        Self::Large(Record::from_raw(word.load(Relaxed) as u32))
+    }
 }
 
 // A block's directory word holds its kind, order, zero mark and both links.

@@ -33,7 +33,7 @@ pub(super) enum Kind {
     Table = 4,
     /// Records or a directory.
     Records = 5,
-    /// The first frame of a free run that is not merged with its buddies.
+    /// A free frame that is not merged with its buddies.
     Loose = 6,
 }
 

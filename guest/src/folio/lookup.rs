@@ -12,7 +12,7 @@ impl<M: Memory> Frames<M> {
     #[inline(always)]
     pub(crate) fn folio(&self, pfn: Pfn, words: usize) -> Option<Folio<'_>> {
         Some(match self.find(pfn)? {
-            Found::Small(pfn) => Folio::small(pfn, self.slot(pfn)),
+            Found::Small(words) => Folio::small(pfn, words),
             Found::Large(record) => Folio::large(record, self.record(record, words)),
         })
     }

@@ -471,7 +471,11 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// As [`run_length`](Self::run_length), with what [`copy_to`](Self::copy_to) wants to know.
     #[must_use]
+    #[inline]
     pub fn run(&self, i: usize, max: usize, ignore: Attrs) -> Run {
+        if max == 1 {
+            return Run::ONE;
+        }
         run::<F>(&self.entries[i..i + max], self.level, ignore)
     }
 
@@ -488,8 +492,13 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Writes `n` leaves of consecutive memory from `i` on over absent entries. Not-present entries are never
     /// cached, so nothing needs a flush (SDM vol. 3, 4.10.2.3).
+    #[inline]
     pub fn install(&self, i: usize, n: usize, leaf: Leaf) {
         debug_assert!(self.are_absent(i..i + n), "an entry in the way");
+        if n == 1 {
+            // Release: as in a run.
+            return self.entries[i].store(F::leaf(leaf, self.level), Release);
+        }
         fill::<F>(&self.entries[i..i + n], F::leaf(leaf, self.level), self.level);
     }
 
@@ -554,6 +563,18 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
             n += 1;
         }
         (n, union)
+    }
+
+    /// Clears the entry at `i`, which was seen to be `leaf`, frozen or not; its attributes, with what the MMU has added since.
+    #[inline]
+    pub fn take_one(&self, i: usize, leaf: Leaf) -> Attrs {
+        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+        let word = &self.entries[i];
+        if word.load(Relaxed) & settled == settled {
+            word.store(0, Relaxed);
+            return leaf.attrs.or(Attrs::ACCESSED_DIRTY);
+        }
+        held::<F>(word.swap(0, AcqRel), self.level).map_or(Attrs::NONE, |leaf| leaf.attrs)
     }
 
     /// Freezes `n` leaves from `i` on: to the MMU they are absent from the next flush on. Settled entries by a load and a store, others by a
@@ -624,6 +645,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away
     /// from both. Each entry is written at most once on either side.
+    #[inline]
     pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
         let clear = F::set_bits(remove);
         let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);

@@ -3,12 +3,13 @@
 use super::fault::batch;
 use super::vma::{Tracking, Vma};
 use super::{Manager, MapError, Removed, Space, SpaceId};
-use crate::format::{Attrs, LongMode};
-use crate::mapcount::Accounting;
+use crate::format::{Attrs, Leaf, LongMode};
+use crate::mapcount::{Accounting, Delta};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Part, Run};
 use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
+use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// What a fork has copied of a vma.
@@ -18,6 +19,9 @@ struct Copied {
     pages: u64,
     /// Accounting calls.
     batches: u64,
+    /// What these came to, of anonymous folios and of others.
+    anon: Delta,
+    other: Delta,
 }
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
@@ -83,6 +87,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
         to.rss.fetch_add(copied.pages, Relaxed);
         self.statistics.adds.fetch_add(copied.batches, Relaxed);
+        self.statistics.note(true, copied.anon);
+        self.statistics.note(false, copied.other);
         result
     }
 
@@ -113,17 +119,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 .map_err(|_| MapError::OutOfFrames)?;
             let mut i = range.start;
             while i < range.end {
-                if part.leaf(i).is_none() {
+                let Some(leaf) = part.leaf(i) else {
                     i += 1;
                     continue;
-                }
-                let counted = self.duplicate(copy, &part, &child, i..range.end)?;
+                };
+                let counted = self.duplicate(copy, (&part, leaf), &child, i..range.end, copied)?;
                 let run = counted.unwrap_or(Run::ONE);
                 let pages = run.leaves as u64 * part.level().entry_pages();
                 part.copy_to(i, run, &child, lost);
                 if counted.is_some() {
                     copied.pages += pages;
-                    copied.batches += 1;
                 }
                 flush.add_pages(part.page(i), pages);
                 i += run.leaves;
@@ -132,16 +137,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(())
     }
 
-    /// Counts the leaves at the start of `range` for the child; which they are, or `None` for one that is not counted.
+    /// Counts the leaves of `part` at the start of `range`, the first of which is `leaf`, for the child; which they are, or `None` for one that is not counted.
+    #[inline]
     fn duplicate(
         &self,
         copy: Vma<'_>,
-        part: &Part<'_, LongMode, Self>,
+        (part, leaf): (&Part<'_, LongMode, Self>, Leaf),
         child: &Part<'_, LongMode, Self>,
-        range: core::ops::Range<usize>,
+        range: Range<usize>,
+        copied: &mut Copied,
     ) -> Result<Option<Run>, MapError> {
         let i = range.start;
-        let leaf = part.leaf(i).expect("the caller saw a leaf");
         if leaf.attrs.has(Attrs::UNTRACKED) {
             return Ok(None);
         }
@@ -152,7 +158,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.take(folio, batch.leaves()).map_err(MapError::Refused)?;
         match counting(Call::Dup, || A::dup(&self.counts(folio), &batch, beside)) {
             Ok(delta) => {
-                self.note(folio, delta);
+                let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
+                (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
+                copied.batches += 1;
                 Ok(Some(run))
             }
             Err(refused) => {

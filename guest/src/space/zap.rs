@@ -68,7 +68,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             let (folio, first, most) = self.folio_of(part, leaf);
             // How many there are shows as they go: one pass.
-            let (n, attrs) = part.take_run(i, most.min(range.end - i));
+            let (n, attrs) = match most.min(range.end - i) {
+                1 => (1, part.take_one(i, leaf)),
+                most => part.take_run(i, most),
+            };
             let batch = batch(vma, part, first, (n as u64) << part.level().page_shift());
             flush.add_pages(part.page(i), u64::from(batch.pages));
             resident += u64::from(batch.pages);

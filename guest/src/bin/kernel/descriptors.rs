@@ -195,11 +195,11 @@ task_state_rsp0:
     .global spare_stack_guard
 main_stack_guard:
     .skip 4096
-    .skip 65536
+    .skip 262144
 main_stack_top:
 fault_stack_guard:
     .skip 4096
-    .skip 32768
+    .skip 131072
 fault_stack_top:
 entry_stack_guard:
     .skip 4096

@@ -152,7 +152,7 @@ struct Nest<'r, 'h, 'm, A: Accounting> {
     vm: VmId,
     /// Of level 0.
     recount: Recount,
-    /// The most leaves of stage 2 at a checkpoint so far.
+    /// The most pages that the guest had mapped at a checkpoint so far.
     most: u64,
     /// What runs in guest mode; on composed tables the machine's own touch program does.
     program: Option<Program>,
@@ -164,18 +164,8 @@ impl<'h, 'm, A: Accounting> Nest<'_, 'h, 'm, A> {
         self.memory.host()
     }
 
-    /// Notes what stands at the checkpoint with the most leaves.
+    /// Notes what stands at the checkpoint at which the guest has most mapped.
     fn note_leaves(&mut self, guest: &Guest<'h, 'm, A>) {
-        let leaves = self.host().vm_leaves(self.vm);
-        let all: u64 = leaves.iter().sum();
-        if all < self.most {
-            return;
-        }
-        self.most = all;
-        for (i, leaves) in leaves.into_iter().enumerate() {
-            self.findings.put(word::LEAVES + i, leaves);
-        }
-        self.findings.put(word::COMPOSED, self.host().composed_leaves(self.vm, Kind::Stage1));
         let found = self.host().alignment_yield(self.vm, AsId::NORMAL, |visit| {
             self.memory.look(|| {
                 for space in guest.spaces() {
@@ -185,8 +175,16 @@ impl<'h, 'm, A: Accounting> Nest<'_, 'h, 'm, A> {
                 }
             });
         });
+        if found.pages < self.most {
+            return;
+        }
+        self.most = found.pages;
         self.findings.put(word::MAPPED, found.pages);
         self.findings.put(word::HUGE, found.huge);
+        for (i, leaves) in self.host().vm_leaves(self.vm).into_iter().enumerate() {
+            self.findings.put(word::LEAVES + i, leaves);
+        }
+        self.findings.put(word::COMPOSED, self.host().composed_leaves(self.vm, Kind::Stage1));
     }
 }
 
