@@ -588,8 +588,8 @@ impl<'m, A: Accounting> State<'m, A> {
 
     fn remap(&mut self, space: SpaceId, page: u64, pages: u64, op: Op) {
         let (to, longer) = Self::range(op.n[3], op.n[4], PAGES);
-        let to = if op.n[4] % 3 == 0 { page } else { BASE + to };
-        let new_pages = if op.n[3] % 2 == 0 { pages } else { longer }.min(BASE + PAGES - to);
+        let to = if op.n[4].is_multiple_of(3) { page } else { BASE + to };
+        let new_pages = if op.n[3].is_multiple_of(2) { pages } else { longer }.min(BASE + PAGES - to);
         // Windows of the device stand where their frames' numbers say.
         let tracked = |page: u64| {
             let vma = self.w.manager.vmas(space).find(|vma| vma.start() <= page && page < vma.end());
@@ -655,7 +655,7 @@ impl<'m, A: Accounting> State<'m, A> {
         let Some((vm, view, slot)) = self.slot(op.n[0], op.n[1]) else { return };
         let slot = self.slot_now(vm, view, slot);
         let from = u64::from(op.n[2]) % slot.pages;
-        let pages = (slot.pages - from).min(if op.n[3] % 2 == 0 { 512 } else { u64::from(op.n[3]) % 40 + 1 });
+        let pages = (slot.pages - from).min(if op.n[3].is_multiple_of(2) { 512 } else { u64::from(op.n[3]) % 40 + 1 });
         let gfns = slot.gfn + from..slot.gfn + from + pages;
         let space = self.w.manager.vm_space(self.vms[vm].id);
         self.say(|| format!("{:?}: discard {gfns:x?} of {view:?}", self.vms[vm].id));
@@ -795,7 +795,7 @@ impl Run<'_> {
         for &op in self.ops {
             state.step(op);
             state.steps += 1;
-            if state.steps % self.step == 0 {
+            if state.steps.is_multiple_of(self.step) {
                 state.w.audit_classes();
             }
         }

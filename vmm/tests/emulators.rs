@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, nested, results, ring};
-use quire_vmm::replay::{Backend, Config, Ring, boot_words, replay};
+use quire_vmm::replay::{Backend, Config, Ring, Stage2, boot_words, replay};
 use quire_vmm::workload::Workload;
 use quire_vmm::{flat, kernel};
 
@@ -135,6 +135,8 @@ info: action=ignore
 debug: action=ignore
 ";
 
+/// Bochs' memory, [`MEMORY_MIB`] unless a test wants more.
+const BOCHS_MEMORY: &str = "memory: guest=64, host=64";
 /// The CPU that Bochs is, unless a test wants another.
 const BOCHS_CPU: &str = "corei7_skylake_x";
 
@@ -144,7 +146,12 @@ fn bochs(program: &Path, scratch: &Scratch, image: &[u8]) -> String {
 }
 
 fn bochs_command(program: &Path, scratch: &Scratch, image: &[u8], cpu: &str) -> Command {
-    scratch.file("bochs.rc", BOCHS.replace(BOCHS_CPU, cpu).as_bytes());
+    bochs_command_with(MEMORY_MIB, program, scratch, image, cpu)
+}
+
+fn bochs_command_with(mib: u64, program: &Path, scratch: &Scratch, image: &[u8], cpu: &str) -> Command {
+    let memory = format!("memory: guest={mib}, host={mib}");
+    scratch.file("bochs.rc", BOCHS.replace(BOCHS_CPU, cpu).replace(BOCHS_MEMORY, &memory).as_bytes());
     scratch.file("debugger.rc", b"c\nq\n");
     scratch.file("rom.bin", &rom(image));
     scratch.file("vga.bin", &[0; 512]);
@@ -421,4 +428,59 @@ fn a_cpu_without_guests_and_a_ring_without_them_say_so() {
         assert_eq!(code, Some(2 * bell::QEMU_FAIL as i32 + 1), "{errors}{text}");
         assert!(text.lines().any(|found| found == line), "{cpu}: {text}");
     }
+}
+
+/// Random histories inside of a tenant VM whose two levels the emulator's CPU walks: both are recounted after every operation, the VMM is at work on the VM's memory
+/// meanwhile, and the processes fault as they do in this process.
+fn histories_in_a_vm(stage2: Stage2, histories: std::ops::Range<u64>, run: impl Fn(&[u8]) -> String) {
+    use quire::abi::nest::word as vm;
+    let mut disturbances = 0;
+    for seed in histories {
+        let workload = Workload::of_ops(&format!("history {seed}"), &quire_fixtures::history(seed, 60), seed).unwrap();
+        let config = Config {
+            stage2,
+            disturb: seed,
+            memory: Some(24 << 20),
+            orders: 0b10_0001_0101,
+            checkpoints: u64::MAX,
+            ring: Ring::Zero,
+            floor: 100,
+            ..Config::default()
+        };
+        let here = replay(&workload, &Config { backend: Backend::Model, stage2: Stage2::None, ..config }).unwrap();
+        assert!(here.passed, "{}", here.log);
+        let mut image = flat::flatten(kernel::ELF).unwrap();
+        image.extend(flat::orders(&boot_words(&workload, &config, NEST_MIB << 20), &workload.encoded));
+        let text = run(&image);
+        let get = |index| word(&text, results::GENERAL + index);
+        use quire::abi::replay::word::{ADDS, CLEAN, FAULTS, MISMATCHES, OPS, SUBS, VERIFIED};
+        for index in [OPS, FAULTS, VERIFIED, ADDS, SUBS, MISMATCHES, CLEAN] {
+            assert_eq!(get(index), here.words[index], "word {index} of history {seed}\n{text}");
+        }
+        assert_eq!((get(vm::MISMATCHES), get(vm::CLEAN)), (0, 1), "{text}");
+        assert!(get(vm::RECOUNTS) >= 60 && get(vm::STAGE2_FAULTS) > 10, "{text}");
+        disturbances += get(vm::DISTURBANCES);
+    }
+    assert!(disturbances > 30, "{disturbances}");
+}
+
+const NEST_MIB: u64 = 160;
+
+#[test]
+fn histories_in_a_vm_on_npt_under_qemu() {
+    let Some(program) = needs::qemu() else { return };
+    let scratch = Scratch::new("nest-qemu");
+    histories_in_a_vm(Stage2::Npt, 1..7, |image| {
+        let rom = scratch.file("rom.bin", &rom(image));
+        qemu_with(NEST_MIB, &program, &["-bios", rom.to_str().unwrap()])
+    });
+}
+
+#[test]
+fn histories_in_a_vm_on_ept_on_bochs() {
+    let Some(program) = needs::bochs() else { return };
+    histories_in_a_vm(Stage2::Ept, 1..5, |image| {
+        let scratch = Scratch::new("nest-bochs");
+        passes(bochs_command_with(NEST_MIB, &program, &scratch, image, BOCHS_CPU), 0)
+    });
 }
