@@ -38,7 +38,7 @@ fn of_history(seed: u64, length: usize) -> Workload {
 
 /// How many: `QUIRE_LONG=40` runs forty times as many.
 fn histories() -> u64 {
-    std::env::var("QUIRE_LONG").ok().and_then(|times| times.parse().ok()).unwrap_or(1) * 16
+    std::env::var("QUIRE_LONG").ok().and_then(|times| times.parse().ok()).unwrap_or(1) * 48
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn random_histories_in_a_vm_on_composed_tables() {
     let (mut stage2, mut disturbances) = (0, 0);
     for seed in 1..=histories() {
         let scheme = if seed % 4 == 0 { Scheme::All } else { Scheme::Total };
-        let measured = passes(&of_history(seed, 90), &Config { scheme, disturb: seed, ..config() });
+        let measured = passes(&of_history(seed, 60), &Config { scheme, disturb: seed, ..config() });
         stage2 += measured.words[word::STAGE2_FAULTS];
         disturbances += measured.words[word::DISTURBANCES];
     }
