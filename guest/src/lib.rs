@@ -61,10 +61,10 @@
 //!                 trace        operations of a workload, their text form, replay
 //!                   │
 //!                   v
-//!      survey, ledger, audit, stats     what schemes answer, of all classes of leaves together too, beside the recount of every leaf;
-//!                   │                   smaps and its kin
+//!      nest, survey, ledger, audit, stats     what schemes answer, of all classes of leaves together too, beside the recount of every leaf;
+//!                   │                   smaps and its kin; a manager inside of a VM
 //!                   v
-//!                stage2        tenant VMs: memslots, stage-2 tables, dirty log
+//!                stage2        tenant VMs: memslots, stage-2 tables, dirty log; tables composed of two levels
 //!                   │
 //!                   v
 //!                 space        the Manager: address spaces, vmas, faults, fork, unmap, protect, remap; rmap, split, migration,
