@@ -213,6 +213,9 @@ struct BenchArgs {
     /// Write a page with tables and plots to FILE as well
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Put the instructions beside Linux on the page, from FILE: what `quire-benches instructions --json` printed
+    #[arg(long, value_name = "FILE", requires = "html")]
+    beside: Option<PathBuf>,
     /// This is a launch that is timed, made at that time
     #[arg(long, hide = true, value_name = "US")]
     launched_at: Option<f64>,
@@ -471,9 +474,10 @@ fn benchmark(args: &BenchArgs) -> Result<(), Error> {
         let comparison = bench::compare::compare(&bench::compare::read(first)?, &bench::compare::read(second)?);
         return show(&comparison, &comparison.to_string(), args.json.as_ref());
     }
+    let beside = args.beside.as_deref().map(bench::beside::read).transpose()?;
     let found = bench::measure(&args.options()?)?;
     if let Some(file) = &args.html {
-        write(file, bench::html::page(&found).as_bytes())?;
+        write(file, bench::html::page(&found, beside.as_ref()).as_bytes())?;
     }
     show(&found, &found.to_string(), args.json.as_ref())
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use quire::abi::bench::Operation;
 
+use super::beside::{self, Beside};
 use super::rows::{Bench, Row};
 use super::text::{HOW, LAYERS, per, time, value};
 use crate::page::{self, row_of};
@@ -11,9 +12,9 @@ use crate::svg::{Axis, Bar, COLOURS, Curve, Stack, bars, curves, escape, stacks}
 
 const WIDTH: f64 = 1000.0;
 
-/// The page.
+/// The page, with what was counted beside Linux if that is given.
 #[must_use]
-pub fn page(bench: &Bench) -> String {
+pub fn page(bench: &Bench, beside: Option<&Beside>) -> String {
     let mut html = page::head("Quire's benchmark");
     html += "<h1>Quire's benchmark</h1>";
     setting(&mut html, bench);
@@ -24,6 +25,9 @@ pub fn page(bench: &Bench) -> String {
     schemes(&mut html, bench);
     launch(&mut html, bench);
     metadata(&mut html, bench);
+    if let Some(beside) = beside {
+        beside::section(&mut html, beside);
+    }
     table(&mut html, bench);
     html + page::END
 }

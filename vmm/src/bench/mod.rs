@@ -6,9 +6,11 @@
 //! launch      from exec to the guest's first instruction
 //! rows        what was found
 //! text, html  the same for people
+//! beside      instructions of an emulated machine, beside Linux, for the page
 //! compare     two of them beside each other, by bootstrap
 //! ```
 
+pub mod beside;
 mod bootstrap;
 pub mod compare;
 pub mod html;
