@@ -115,7 +115,7 @@ impl<'h, M: Memory + Tlb, A: Accounting> GuestMemory<'h, M, A> {
     /// Leaves the table at `table`, and those over it: the guest is about to free it, and no MMU walks what was composed from it.
     pub fn leave(&self, over: Option<RootId>, table: u64) {
         for kind in [Kind::Stage1, Kind::Nested] {
-            if let Some(root) = self.host.find_root_over(self.vm, kind, over, table) {
+            while let Some(root) = self.host.find_any_root_over(self.vm, kind, over, table) {
                 self.host.reap_root(self.vm, root);
             }
         }

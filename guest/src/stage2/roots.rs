@@ -214,6 +214,22 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
     /// The root in service of a kind that was asked for for the guest's table at `page`, over a nested root or none, in the normal address space.
     pub fn find_root_over(&self, id: VmId, kind: Kind, over: Option<RootId>, page: u64) -> Option<RootId> {
+        self.find_root_where(id, kind, over, page, |root| !root.is_zombie())
+    }
+
+    /// Such a root, in service or [retired](Self::retire_root).
+    pub fn find_any_root_over(&self, id: VmId, kind: Kind, over: Option<RootId>, page: u64) -> Option<RootId> {
+        self.find_root_where(id, kind, over, page, |_| true)
+    }
+
+    fn find_root_where(
+        &self,
+        id: VmId,
+        kind: Kind,
+        over: Option<RootId>,
+        page: u64,
+        is_wanted: impl Fn(&ShadowPage<'_>) -> bool,
+    ) -> Option<RootId> {
         let vm = self.vm(id);
         let _guard = self.read_vm(&vm);
         let over = over.map_or(0, |root| root.0);
@@ -221,7 +237,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let role = root.role();
             role.kind == kind && role.view == AsId::NORMAL && role.over == over && root.top() == page
         };
-        self.shadow_roots(&vm).find(|root| is_it(root) && !root.is_zombie()).map(RootId::of)
+        self.shadow_roots(&vm).find(|root| is_it(root) && is_wanted(root)).map(RootId::of)
     }
 
     /// The root of the composed table: what an MMU is given.

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "{\"rows\":3}", r#"{"rows":[{"what":"fork","order":0,"quire":0,"quire_whole":1,"peers":{}}]}"#] {
+        for text in ["", "{\"rows\":3}", r#"{"rows":[{"what":"fork","order":0,"quire":0,"quire_whole":1,"peers":{}}]}"#]
+        {
             let file = written(text);
             let error = read(&file).unwrap_err();
             std::fs::remove_file(file).unwrap();
