@@ -148,7 +148,8 @@ impl<A: Accounting> World<A> {
         let small = [Pfn::new(0)..Pfn::new(3 * PAGES)];
         let large = [Pfn::new(gib)..Pfn::new(2 * gib), Pfn::new(0)..Pfn::new(gib)];
         let ranges = if shape.order == Order::GIGANTIC { &large[..] } else { &small[..] };
-        let frames = Frames::new(3 * PAGES as usize, shape.has(Op::Collapse));
+        let frames =
+            Frames::new(3 * PAGES as usize, shape.has(Op::Collapse), quire::mapcount::small_descriptor_words::<A>());
         let manager = Manager::new(frames, ranges, true, policy).expect("enough frames");
         let space = manager.create_space().expect("a frame");
         Self { manager, space, shape }
