@@ -7,8 +7,6 @@ mod machine;
 pub mod nest;
 mod tenant;
 pub mod walk2d;
-mod walks;
 
 pub use machine::{EmulatedMemory, Machine, Stale};
 pub use tenant::ModelTenant;
-pub use walks::{Walked, walk_through};

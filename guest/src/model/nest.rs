@@ -6,7 +6,7 @@ use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::Machine;
-use super::walks::{Walked, walk_through};
+use super::walk2d::{Reached, walk_through};
 use crate::addr::{Gva, Pfn};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
@@ -55,7 +55,7 @@ impl<'m, A: Accounting> GuestMemory<'m, A> {
 
     /// Where `page` leads by the guest's own tables `roots`, each in the memory that the one before translates, the first in the guest's.
     #[must_use]
-    pub fn walk(&self, roots: &[u64], page: u64) -> Option<Walked> {
+    pub fn walk(&self, roots: &[u64], page: u64) -> Option<Reached> {
         let mut all = Vec::from([self.stage2().raw()]);
         all.extend(roots);
         walk_through(self.machine(), &all, page)

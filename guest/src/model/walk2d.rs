@@ -228,3 +228,34 @@ fn second_level(
         Step::Misconfigured => Err(Stopped::Misconfigured { guest_physical }),
     }
 }
+
+/// Where a walk through tables in translated memory ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The frame of the machine.
+    pub pfn: Pfn,
+    /// Whether every table on the way allows a store.
+    pub write: bool,
+}
+
+/// Translates `page` by the last of `roots`, each a long-mode table whose tables and pages are pages of the one before, and those of the first are frames: any
+/// number of levels deep. `None` when anything on the way is absent, or not for a user.
+#[must_use]
+pub fn walk_through(memory: &impl Memory, roots: &[u64], page: u64) -> Option<Reached> {
+    let pfn = reach(memory, roots, page, Access::Read)?;
+    Some(Reached { pfn, write: reach(memory, roots, page, Access::Write).is_some() })
+}
+
+fn reach(memory: &impl Memory, roots: &[u64], page: u64, access: Access) -> Option<Pfn> {
+    let Some((&root, below)) = roots.split_last() else { return Some(Pfn::new(page)) };
+    let tree = Tree { root: Pfn::new(root), levels: 4, layout: Layout::LongMode };
+    // Entries are only read.
+    let find = |address: u64| -> Result<_, ()> {
+        let table = reach(memory, below, address >> 12, Access::Read).ok_or(())?;
+        Ok((table.address() | address & 0xfff, 0))
+    };
+    match walk_tree(memory, tree, page << 12, access, find) {
+        Ok(Step::Leaf { address, .. }) => reach(memory, below, address >> 12, access),
+        _ => None,
+    }
+}

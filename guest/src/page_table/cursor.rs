@@ -463,6 +463,19 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         are_absent(&self.entries[range])
     }
 
+    /// The entries around `i`, within `within`, that hold nothing; `i` is one of them.
+    #[must_use]
+    pub fn absent_around(&self, i: usize, within: Range<usize>) -> Range<usize> {
+        let mut range = i..i + 1;
+        while range.start > within.start && self.is_absent(range.start - 1) {
+            range.start -= 1;
+        }
+        while range.end < within.end && self.is_absent(range.end) {
+            range.end += 1;
+        }
+        range
+    }
+
     /// How many leaves from `i` on, at most `max`, map consecutive memory and differ at most in `ignore`.
     #[must_use]
     pub fn run_length(&self, i: usize, max: usize, ignore: Attrs) -> usize {

@@ -394,14 +394,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let step = level.entry_pages();
         let window =
             window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
-        let (lowest, end) = (part.index(window.start), part.index(window.end - 1) + 1);
-        let mut range: Range<usize> = at..at + 1;
-        while range.start > lowest && part.is_absent(range.start - 1) {
-            range.start -= 1;
-        }
-        while range.end < end && part.is_absent(range.end) {
-            range.end += 1;
-        }
+        let range = part.absent_around(at, part.index(window.start)..part.index(window.end - 1) + 1);
         let first = vma.index(part.page(range.start)) - folio.mapping().index;
         let pages = range.len() as u64 * step;
         let batch = batch(vma, &part, first, pages);

@@ -304,6 +304,20 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         }
     }
 
+    /// The table of `level` at `gfn`, whose entry there holds nothing; `None` when something is there or on the way.
+    fn open_absent<F: Format>(
+        &self,
+        root: Pfn,
+        gfn: u64,
+        level: Level,
+    ) -> Result<Option<Part<'_, F, Self>>, VmFaultError> {
+        match PageTable::<F>::new(root).cursor(self, gfn, gfn + 1).open(level) {
+            Ok(part) => Ok(Some(part).filter(|part| part.is_absent(part.index(gfn)))),
+            Err(OpenError::OutOfFrames) => Err(VmFaultError::OutOfFrames),
+            Err(OpenError::InTheWay) => Ok(None),
+        }
+    }
+
     /// Enters leaves of `level` for the absent entries around `gfn`, within `gfns` and one table.
     #[expect(clippy::too_many_arguments, reason = "where the leaf goes, and what it leads to")]
     fn enter<F: Format>(
@@ -318,27 +332,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         level: Level,
         attrs: Attrs,
     ) -> Result<Attempt, VmFaultError> {
-        let part = match PageTable::<F>::new(root).cursor(self, gfn, gfn + 1).open(level) {
-            Ok(part) => part,
-            Err(OpenError::OutOfFrames) => return Err(VmFaultError::OutOfFrames),
-            Err(OpenError::InTheWay) => return Ok(Again),
-        };
-        let at = part.index(gfn);
-        if !part.is_absent(at) {
-            return Ok(Again);
-        }
+        let Some(part) = self.open_absent::<F>(root, gfn, level)? else { return Ok(Again) };
         let step = level.entry_pages();
         let span = part.span();
         let first = gfns.start.max(span.start).next_multiple_of(step);
         let end = gfns.end.min(span.end) / step * step;
-        let (lowest, end) = (part.index(first), part.index(end - 1) + 1);
-        let mut range: Range<usize> = at..at + 1;
-        while range.start > lowest && part.is_absent(range.start - 1) {
-            range.start -= 1;
-        }
-        while range.end < end && part.is_absent(range.end) {
-            range.end += 1;
-        }
+        let range = part.absent_around(part.index(gfn), part.index(first)..part.index(end - 1) + 1);
         let pfn = frame(part.page(range.start));
         let pages = range.len() as u64 * step;
         let kind = if let Some(folio) = folio {
@@ -379,7 +378,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 && first + step <= gfns.end
                 && part.leaf(i).is_some_and(|leaf| leaf.pfn == frame(first) && !leaf.attrs.has(Attrs::UNTRACKED))
         };
-        let covers = |i: usize| part.page(i) <= gfn && gfn < part.page(i) + step;
         if behind.folio.is_none() {
             if part.leaf(at).is_none_or(|leaf| leaf.pfn != frame(part.page(at))) {
                 return Ok(Again);
@@ -389,7 +387,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             part.change(at, 1, Attrs::NONE, attrs);
             return Ok(Done(fault(VmFaultKind::Upgraded, level, step, Order::BASE)));
         }
-        debug_assert!(covers(at), "the part is of this guest frame");
+        debug_assert!((part.page(at)..part.page(at) + step).contains(&gfn), "the part is of this guest frame");
         if !leads(at) {
             // It leads elsewhere, or is larger than what may be stored to: whoever changed the host's leaf is about to remove it, or eager splitting is.
             return Ok(Again);
@@ -437,15 +435,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         } else {
             Level::ONE
         };
-        let part = match PageTable::<F>::new(root).cursor(self, gfn, gfn + 1).open(level) {
-            Ok(part) => part,
-            Err(OpenError::OutOfFrames) => return Err(VmFaultError::OutOfFrames),
-            Err(OpenError::InTheWay) => return Ok(Again),
-        };
+        let Some(part) = self.open_absent::<F>(root, gfn, level)? else { return Ok(Again) };
         let i = part.index(gfn);
-        if !part.is_absent(i) {
-            return Ok(Again);
-        }
         let attrs = leaf_attrs(writable).or(Attrs::UNTRACKED);
         let attrs = attrs.with_if(slot.flags.has(SlotFlags::UNCACHED), Attrs::UNCACHED);
         self.install_tracked(vm, view, &part, i..i + 1, Leaf { pfn: frame(part.page(i)), attrs });

@@ -19,7 +19,7 @@ use crate::format::{Attrs, Format, Leaf};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable};
-use crate::space::{Manager, Removed, Space};
+use crate::space::{Manager, Space};
 use crate::sync::{AtomicU64, lock_word, read_lock};
 
 /// Pages that one frame of bits has room for.
@@ -59,7 +59,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     pub fn start_log(&self, id: VmId, view: AsId, slot: SlotId) -> Result<(), LogError> {
         let vm = self.vm(id);
         let _guard = self.write_vm(&vm);
-        let entry = self.slot_records(&vm, view).find(|entry| entry.id() == slot).expect("the VM has this slot");
+        let entry = self.slot_of(&vm, view, slot);
         let now = entry.get();
         if now.flags.has(SlotFlags::LOGGING) {
             return Err(LogError::On);
@@ -87,7 +87,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let space = self.space(vm.space());
         let _space = read_lock(space.lock);
         let _guard = self.write_vm(&vm);
-        let entry = self.slot_records(&vm, view).find(|entry| entry.id() == slot).expect("the VM has this slot");
+        let entry = self.slot_of(&vm, view, slot);
         let now = entry.get();
         assert!(now.flags.has(SlotFlags::LOGGING), "the log is off");
         entry.set_flags(now.flags.without(SlotFlags::LOGGING));
@@ -102,7 +102,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     pub fn take_log(&self, id: VmId, view: AsId, slot: SlotId, mut visit: impl FnMut(u64)) {
         let vm = self.vm(id);
         let _guard = self.write_vm(&vm);
-        let entry = self.slot_records(&vm, view).find(|entry| entry.id() == slot).expect("the VM has this slot");
+        let entry = self.slot_of(&vm, view, slot);
         let now = entry.get();
         assert!(now.flags.has(SlotFlags::LOGGING), "the log is off");
         for first in (0..now.pages).step_by(64) {
@@ -111,7 +111,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             if bits == 0 {
                 continue;
             }
-            let stored = bits;
             // From the lowest to the highest: one pass over one table.
             let low = first + u64::from(bits.trailing_zeros());
             let end = first + 64 - u64::from(bits.leading_zeros());
@@ -120,7 +119,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 visit(now.gfn + first + u64::from(bits.trailing_zeros()));
                 bits &= bits - 1;
             }
-            debug_assert_ne!(stored, 0);
         }
     }
 
@@ -169,16 +167,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let mut flush = Flush::new();
         let mut cursor = PageTable::<F>::new(root).cursor(self, span.start, span.end);
         if let Some(part) = cursor.next()
-            && let Some(leaf) = part.leaf(part.range().start)
+            && let i = part.range().start
+            && part.leaf(i).is_some()
         {
-            let i = part.range().start;
-            let folio = self.folio(leaf.pfn).expect("a slot with a log maps folios");
-            let attrs = part.clear(i, 1);
-            let batch = stage2_batch(vm, entry, &part, leaf.pfn.raw() - folio.head().raw(), 1);
-            let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, i..i + 1);
-            self.narrowed(root, &mut flush, part.page(i), part.level().entry_pages());
-            vm.leaves(part.level()).fetch_sub(1, Relaxed);
-            flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+            self.take_leaves(vm, root, entry, &part, i..i + 1, &mut flush);
         }
         self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
     }

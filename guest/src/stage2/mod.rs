@@ -263,7 +263,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                     self.remove_slot_locked(&vm, view, slot);
                 }
                 if let Some(root) = vm.root(view) {
-                    in_format!(vm.format(), F => self.prune_stage2::<F>(root));
+                    in_format!(vm.format(), F => self.prune_stage2_range::<F>(&vm, view, 0..F::ROOT.table_pages()));
                     self.free_table(root, true);
                 }
             }

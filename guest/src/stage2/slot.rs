@@ -309,7 +309,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         }
     }
 
-    fn slot_of(&self, vm: &Vm<'_>, view: AsId, slot: SlotId) -> SlotRecord<'_> {
+    pub(super) fn slot_of(&self, vm: &Vm<'_>, view: AsId, slot: SlotId) -> SlotRecord<'_> {
         self.slot_records(vm, view).find(|entry| entry.id() == slot).expect("the VM has this slot")
     }
 

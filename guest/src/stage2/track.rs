@@ -9,7 +9,6 @@
 use core::ops::Range;
 
 use super::cut::{Change, Cut};
-use super::zap::stage2_batch;
 use super::{AsId, Vm, in_format};
 use crate::addr::Level;
 use crate::format::{Attrs, Format, Leaf};
@@ -17,7 +16,6 @@ use crate::mapcount::Accounting;
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, PageTable, Part};
 use crate::space::{Manager, Removed};
-use core::sync::atomic::Ordering::Relaxed;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Whether stores to guest frame `gfn` are wanted to fault. With the shadow lock.
@@ -85,7 +83,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut cursor = PageTable::<F>::new(root).cursor(self, gfn, gfn + 1);
         while let Some(part) = cursor.next() {
             let i = part.range().start;
-            let Some(leaf) = part.leaf(i) else { break };
+            if part.leaf(i).is_none() {
+                break;
+            }
             if part.level() == Level::ONE {
                 part.change(i, 1, Attrs::WRITE, Attrs::NONE);
                 self.narrowed(root, &mut flush, gfn, 1);
@@ -96,15 +96,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 continue;
             }
             change = Change::Gone;
-            let attrs = part.clear(i, 1);
-            self.narrowed(root, &mut flush, part.page(i), part.level().entry_pages());
-            vm.leaves(part.level()).fetch_sub(1, Relaxed);
-            if !leaf.attrs.has(Attrs::UNTRACKED) {
-                let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
-                let batch = stage2_batch(vm, entry, &part, leaf.pfn.raw() - folio.head().raw(), 1);
-                let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, i..i + 1);
-                flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
-            }
+            self.take_leaves(vm, root, entry, &part, i..i + 1, &mut flush);
         }
         self.finish_stage2_locked(vm, view, root, &mut flush, change);
         change

@@ -53,7 +53,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn zap_stage2<F: Format>(&self, vm: &Vm<'_>, view: AsId, entry: SlotRecord<'_>, gfns: Range<u64>) {
         let Some(root) = vm.root(view) else { return };
         let _region = A::NEEDS.region.then(|| lock_word(vm.region_lock()));
-        let slot = entry.get().gfns();
         let mut flush = Flush::new();
         let mut cursor = PageTable::<F>::new(root).cursor(self, gfns.start, gfns.end);
         while let Some(part) = cursor.next() {
@@ -64,33 +63,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let range = part.range();
             let mut i = range.start;
             while i < range.end {
-                let Some(leaf) = part.leaf(i) else {
+                if part.leaf(i).is_none() {
                     i += 1;
                     continue;
-                };
+                }
                 if flush.is_full() {
                     cursor.seek(part.page(i).max(gfns.start));
                     break;
                 }
-                let level = part.level();
-                let pages = level.entry_pages();
-                if leaf.attrs.has(Attrs::UNTRACKED) {
-                    part.clear(i, 1);
-                    self.narrowed(root, &mut flush, part.page(i), pages);
-                    vm.leaves(level).fetch_sub(1, Relaxed);
-                    i += 1;
-                    continue;
-                }
-                let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
-                let first = leaf.pfn.raw() - folio.head().raw();
-                let most = ((folio.pages() - first) >> level.page_shift()).max(1) as usize;
-                let (n, attrs) = part.take_run(i, most.min(range.end - i));
-                let batch = stage2_batch(vm, entry, &part, first, n);
-                self.narrowed(root, &mut flush, part.page(i), n as u64 * pages);
-                vm.leaves(level).fetch_sub(n as u64, Relaxed);
-                let beside = self.beside_in_slot(root, &part, slot.clone(), folio, i..i + n);
-                flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
-                i += n;
+                i += self.take_leaves(vm, root, entry, &part, i..range.end, &mut flush);
             }
             drop(part);
             if flush.is_full() {
@@ -98,6 +79,36 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
         }
         self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
+    }
+
+    /// Clears the leaves at the start of `range` that map one folio in order, or one that is not counted, into the token, which has room: how many.
+    pub(super) fn take_leaves<'a, F: Format>(
+        &'a self,
+        vm: &Vm<'_>,
+        root: Pfn,
+        entry: SlotRecord<'_>,
+        part: &Part<'_, F, Self>,
+        range: Range<usize>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> usize {
+        let (i, level) = (range.start, part.level());
+        let leaf = part.leaf(i).expect("the caller saw a leaf");
+        let mut n = 1;
+        if leaf.attrs.has(Attrs::UNTRACKED) {
+            part.clear(i, 1);
+        } else {
+            let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+            let first = leaf.pfn.raw() - folio.head().raw();
+            let most = ((folio.pages() - first) >> level.page_shift()).max(1) as usize;
+            let attrs;
+            (n, attrs) = part.take_run(i, most.min(range.len()));
+            let batch = stage2_batch(vm, entry, part, first, n);
+            let beside = self.beside_in_slot(root, part, entry.get().gfns(), folio, i..i + n);
+            flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+        }
+        self.narrowed(root, flush, part.page(i), n as u64 * level.entry_pages());
+        vm.leaves(level).fetch_sub(n as u64, Relaxed);
+        n
     }
 
     /// Splits the leaf at `i`, and tells the counts in one operation; false when there is no frame for the table.
@@ -186,13 +197,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut flush = Flush::<Removed<'_>>::new();
         PageTable::<F>::new(root).prune(self, gfns.clone(), gfns, &mut flush);
         self.finish_stage2(vm, view, root, &mut flush, Change::Gone);
-    }
-
-    /// Frees all tables below a root without leaves.
-    pub(super) fn prune_stage2<F: Format>(&self, root: Pfn) {
-        let mut flush = Flush::<Removed<'_>>::new();
-        PageTable::<F>::new(root).prune(self, 0..F::ROOT.table_pages(), 0..F::ROOT.table_pages(), &mut flush);
-        flush.finish(&Stage2Tlb(self.memory()), self, root, |removed| self.uncount_stage2(removed));
     }
 }
 
