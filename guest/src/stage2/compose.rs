@@ -318,17 +318,22 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             self.remove_shadow(vm, root);
             self.insert_shadow(vm, root, gfn);
         }
-        self.start_tracking(vm, root.role().view, gfn)?;
+        self.start_tracking(vm, root.role(), gfn)?;
         root.set_tracked(true);
         Ok(())
     }
 
     /// Write-protects a table from which something is about to be composed, unless it is tracked.
-    fn start_tracking(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Result<(), Stop> {
-        if !self.is_tracked(vm, view, gfn) && self.protect_table(vm, view, gfn) == Change::Gone {
-            return Err(ComposeError::OutOfFrames.into());
+    fn start_tracking(&self, vm: &Vm<'_>, role: Role, gfn: u64) -> Result<(), Stop> {
+        if self.is_tracked(vm, role.view, gfn) {
+            return Ok(());
         }
-        Ok(())
+        match self.protect_table(vm, role.view, gfn) {
+            Some(Change::Gone) => Err(ComposeError::OutOfFrames.into()),
+            // The nested leaf over it is cut, and with that any table above may be gone.
+            Some(Change::Narrowed) if role.over != 0 => Err(Step::Again.into()),
+            Some(Change::Narrowed) | None => Ok(()),
+        }
     }
 
     /// The guest frame of the VM that a page named by a guest's table is.
@@ -437,7 +442,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             Some(child) => child,
             None => {
                 if !role.direct {
-                    self.start_tracking(vm, role.view, gfn)?;
+                    self.start_tracking(vm, role, gfn)?;
                 }
                 let child = self.alloc_shadow(vm, gfn, role).ok_or(ComposeError::OutOfFrames)?;
                 child.set_tracked(!role.direct);

@@ -36,7 +36,8 @@ pub(super) struct Cut<'a> {
     is_dirty: bool,
     /// Frames that nested leaves led to: stage-1 leaves over them follow.
     frames: Range<u64>,
-    /// Guest frames that they led to and lead to no more: tables of the tenant's tenant there follow.
+    /// Guest frames that they led to: tables of the tenant's tenant there follow, even when the leaf was only narrowed. When the guest takes its own entry away later, nothing
+    /// that is composed would say so any more.
     gfns: Range<u64>,
 }
 
@@ -151,9 +152,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             cut.is_dirty = true;
             if kind == Kind::Nested {
                 widen(&mut cut.frames, first.pfn.raw()..next.raw());
-                if change == Change::Gone {
-                    widen(&mut cut.gfns, gfn..gfn + n * step);
-                }
+                widen(&mut cut.gfns, gfn..gfn + n * step);
             }
             if let Some((folio, region, slot)) = found {
                 let batch = nested_batch(vm, page, region, folio, first.pfn, n);

@@ -59,11 +59,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn sync_page(&self, vm: &Vm<'_>, page: ShadowPage<'_>) {
         debug_assert_eq!(page.role().level, Level::ONE, "only tables of the last level go unsync");
         // Protected first: no store comes between the look and the protection.
-        let (view, gfn) = (page.role().view, page.gfn());
-        let was_tracked = self.is_tracked(vm, view, gfn);
+        let (role, gfn) = (page.role(), page.gfn());
+        let was_tracked = self.is_tracked(vm, role.view, gfn);
         page.set_tracked(true);
-        if !was_tracked && self.protect_table(vm, view, gfn) == Change::Gone {
-            // So is the page.
+        if !was_tracked && self.protect_table(vm, role.view, gfn).is_some() && self.find_shadow(vm, gfn, role).is_none()
+        {
+            // It went with the leaf over it.
             return;
         }
         let mut cut = Cut::new();

@@ -71,34 +71,38 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Takes the right to store away from guest frame `gfn`, in stage 2 and in all that is composed. A larger leaf is split, or is gone, with all
-    /// that was composed from it, when there is no frame for that. With the shadow lock, and that of regions.
-    pub(super) fn protect_table(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Change {
+    /// that was composed from it, when there is no frame for that. What has changed, if anything had to. With the shadow lock, and that of regions.
+    pub(super) fn protect_table(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Option<Change> {
         in_format!(vm.format(), F => self.protect_table_in::<F>(vm, view, gfn))
     }
 
-    fn protect_table_in<F: Format>(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Change {
-        let (Some(root), Some(entry)) = (vm.root(view), self.find_slot(vm, view, gfn)) else { return Change::Narrowed };
+    fn protect_table_in<F: Format>(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Option<Change> {
+        let (Some(root), Some(entry)) = (vm.root(view), self.find_slot(vm, view, gfn)) else { return None };
         let mut flush = Flush::<Removed<'_>>::new();
-        let mut change = Change::Narrowed;
+        let mut change = None;
         let mut cursor = PageTable::<F>::new(root).cursor(self, gfn, gfn + 1);
         while let Some(part) = cursor.next() {
             let i = part.range().start;
-            if part.leaf(i).is_none() {
-                break;
-            }
+            let Some(leaf) = part.leaf(i) else { break };
             if part.level() == Level::ONE {
-                part.change(i, 1, Attrs::WRITE, Attrs::NONE);
-                self.narrowed(root, &mut flush, gfn, 1);
+                if leaf.attrs.has(Attrs::WRITE) {
+                    part.change(i, 1, Attrs::WRITE, Attrs::NONE);
+                    self.narrowed(root, &mut flush, gfn, 1);
+                    change = Some(Change::Narrowed);
+                }
                 break;
             }
             if self.split_stage2(vm, root, entry, &part, i, &mut flush) {
+                change = Some(Change::Narrowed);
                 cursor.seek(gfn);
                 continue;
             }
-            change = Change::Gone;
+            change = Some(Change::Gone);
             self.take_leaves(vm, root, entry, &part, i..i + 1, &mut flush);
         }
-        self.finish_stage2_locked(vm, view, root, &mut flush, change);
+        if let Some(change) = change {
+            self.finish_stage2_locked(vm, view, root, &mut flush, change);
+        }
         change
     }
 
