@@ -58,6 +58,9 @@
 //! Arrows go downward: a module knows what stands below it, and `tests/layers.rs` reads the sources to see that it stays so.
 //!
 //! ```text
+//!                exercise      nests of managers at work: the worked example, random histories
+//!                   │
+//!                   v
 //!                 trace        operations of a workload, their text form, replay
 //!                   │
 //!                   v
@@ -94,6 +97,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod audit;
+pub mod exercise;
 pub mod folio;
 pub mod format;
 pub mod ledger;

@@ -13,8 +13,31 @@ use core::fmt;
 use crate::addr::Pfn;
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
-use crate::space::{Access, Manager};
-use crate::stage2::{AsId, GuestFlush, Kind, RootId, VmAccess, VmId};
+use crate::space::{Access, FaultError, Manager};
+use crate::stage2::{AsId, ComposeError, GuestFlush, Kind, RootId, VmAccess, VmFaultError, VmId};
+
+/// Why an access of a tenant of level 1 failed, at the level that is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestError {
+    /// Level 0 could not serve it.
+    Compose(ComposeError),
+    /// A process of a guest has no such page, says its manager.
+    Process(FaultError),
+    /// A VM of a guest has no such guest frame, says its manager.
+    Vm(VmFaultError),
+}
+
+impl fmt::Display for NestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compose(error) => error.fmt(f),
+            Self::Process(error) => error.fmt(f),
+            Self::Vm(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for NestError {}
 
 /// The memory of a VM as its guest sees it: frames are guest frames of the normal address space.
 pub struct GuestMemory<'h, M, A> {

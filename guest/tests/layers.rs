@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules from the lowest layer up. Those of one layer do not know each other.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 15] = [
     &["addr", "sync"],
     &["memory"],
     &["format"],
@@ -16,6 +16,7 @@ const LAYERS: [&[&str]; 14] = [
     &["audit", "stats"],
     &["ledger"],
     &["trace"],
+    &["exercise"],
     &["abi"],
     &["survey"],
     &["model"],

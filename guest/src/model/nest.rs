@@ -8,27 +8,19 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::Machine;
 use super::walk2d::{Reached, walk_through};
 use crate::addr::{Gva, Pfn};
+use crate::exercise::{Cpu, Nest, Who, deepest};
 use crate::mapcount::{Accounting, Classes};
 use crate::memory::{FlushScope, Frame, Memory, Tlb};
-use crate::space::{Access, FaultError, Manager, SpaceId};
+pub use crate::nest::NestError;
+use crate::space::{Access, Manager, SpaceId};
 use crate::stage2::{AsId, ComposeError, GuestFlush, Reflection, RootId, VmAccess, VmFaultError, VmId};
+use crate::trace::stamp;
 
 /// The manager of the machine.
 pub type Host<'m, A> = Manager<&'m Machine, Classes<A>>;
 
 /// The memory of a VM on the machine.
 pub type GuestMemory<'m, A> = crate::nest::GuestMemory<'m, &'m Machine, A>;
-
-/// Why an access of a tenant's tenant failed, at the level that is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NestError {
-    /// Level 0 could not serve it.
-    Compose(ComposeError),
-    /// A process of a guest has no such page, says its manager.
-    Process(FaultError),
-    /// A VM of a guest has no such guest frame, says its manager.
-    Vm(VmFaultError),
-}
 
 impl<'m, A: Accounting> GuestMemory<'m, A> {
     fn machine(&self) -> &'m Machine {
@@ -111,6 +103,30 @@ impl<'m, A: Accounting> GuestMemory<'m, A> {
             match self.access(root, gfn, store) {
                 Ok(word) => {
                     self.compare(root, &[table], gfn, store.is_some());
+                    return Ok(word);
+                }
+                Err(error) => self.serve_vm(guest, of, error)?,
+            }
+        }
+    }
+
+    /// As [`vm_access`](Self::vm_access), at an address of what the VM has [booted](deepest::boot) with.
+    ///
+    /// # Errors
+    /// What no level can serve.
+    fn booted_access<B: Accounting>(
+        &self,
+        guest: &Manager<&Self, Classes<B>>,
+        of: VmId,
+        page: u64,
+        store: Option<u64>,
+    ) -> Result<u64, NestError> {
+        let table = guest.stage2_root(of, AsId::NORMAL).ok_or(NestError::Vm(VmFaultError::NoSlot))?.raw();
+        let root = self.shadow_root(Some(self.nested_root(table)), deepest::ROOT);
+        loop {
+            match self.access(root, page, store) {
+                Ok(word) => {
+                    self.compare(root, &[table, deepest::ROOT], page, store.is_some());
                     return Ok(word);
                 }
                 Err(error) => self.serve_vm(guest, of, error)?,
@@ -222,5 +238,25 @@ impl<A: Accounting, B: Accounting> Memory for NestedMemory<'_, '_, A, B> {
 impl<A: Accounting, B: Accounting> Tlb for NestedMemory<'_, '_, A, B> {
     fn flush(&self, _root: Pfn, _scope: FlushScope) {
         self.below.host().vm_flush(self.below.vm(), GuestFlush::All);
+    }
+}
+
+/// The machine's MMU, as what the tenants of an [exercise](crate::exercise) run on: always on composed tables, each access compared with a walk of all tables.
+#[derive(Debug)]
+pub struct Mmu;
+
+impl<'m, A: Accounting> Cpu<&'m Machine, A> for Mmu {
+    fn touch(
+        &mut self,
+        nest: &Nest<'_, &'m Machine, A>,
+        who: Who,
+        page: u64,
+        store: Option<u64>,
+    ) -> Result<u64, NestError> {
+        let store = store.map(|seed| stamp(seed, page));
+        match who {
+            Who::Process(space) => nest.memory.process_access(&nest.guest, space, page, store),
+            Who::Vm(vm) => nest.memory.booted_access(&nest.guest, vm, page, store),
+        }
     }
 }
