@@ -12,7 +12,7 @@ use quire::mapcount::{Accounting, Class, Classes, Scheme, Truth, UnderScheme};
 use quire::memory::Memory;
 use quire::model::Machine;
 use quire::model::nest::{GuestMemory, Mmu, NestError, NestedMemory};
-use quire::space::{Access, Advice, FaultError, Manager, Map, ObjectId, ObjectKind, Policy, SpaceId};
+use quire::space::{Access, Advice, FaultError, Manager, Map, ObjectKind, Policy, SpaceId};
 use quire::stage2::{
     AsId, Backing, ComposeError, ComposedKind, GuestFlush, Kind, Missing, RootId, Slot, SlotFlags, SlotId,
     Stage2Format, VmFaultError, VmId,
@@ -33,8 +33,7 @@ type Guest<'n, A> = Manager<&'n GuestMemory<'n, A>, Classes<A>>;
 /// A machine with a VM, in which a manager runs.
 struct Nest<'n, A: Accounting> {
     w: &'n Below<'n, A>,
-    /// The object that is the guest's memory, and the VMM that has it mapped.
-    file: ObjectId,
+    /// The VMM, which has the guest's memory mapped.
     vmm: SpaceId,
     vm: VmId,
     slot: SlotId,
@@ -68,10 +67,6 @@ impl<A: Accounting> Nest<'_, A> {
 
     fn host_truth(&self, pfn: Pfn, class: Class) -> Truth {
         truth(&self.w.manager, &self.w.recount, pfn, class)
-    }
-
-    fn guest_truth(&self, gfn: Pfn, class: Class) -> Truth {
-        self.memory.look(|| truth(&self.guest, &self.recount, gfn, class))
     }
 
     /// The frame behind a guest frame.
@@ -175,7 +170,7 @@ impl<T: Test> UnderScheme for Under<T> {
             let frames = Pfn::new(0)..Pfn::new(GUEST_FRAMES);
             let guest = Manager::new(&memory, &[frames], true, (T::POLICY)()).expect("enough frames");
             let recount = Recount::new(Pfn::new(GUEST_FRAMES), Pfn::new(0), GUEST_FRAMES);
-            let n = Nest { w: &w, file, vmm, vm, slot, memory: &memory, guest, recount };
+            let n = Nest { w: &w, vmm, vm, slot, memory: &memory, guest, recount };
             T::run(&n);
             n.audit();
             memory.leave_all();

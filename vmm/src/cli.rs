@@ -17,12 +17,12 @@ use crate::compare::{compare, html};
 use crate::doctor::{self, Host};
 use crate::error::Error;
 use crate::memory::{Backing, Populate};
-use crate::progress;
 use crate::record::{RecordOptions, record};
 use crate::replay::{Backend, Config, Ring, Stage2, replay};
 use crate::report::Report;
 use crate::workload::Workload;
 use crate::{flat, kernel, schemes};
+use crate::{nested, progress};
 
 const ABOUT: &str = "Maps memory in large folios on real page tables and counts who maps them";
 
@@ -86,7 +86,9 @@ cannot drift from the code. guest/SCHEMES.md says what each scheme is and where 
 Each scenario is a short trace that is replayed on real page tables, all schemes observing. The tables of SCHEMES.md say the same; a scenario \
 that this host cannot run in a VM, or whose shape some schemes refuse, says so.
 
-Examples: quire explain; quire explain S6c; quire explain S7b --backend model --json")]
+`nested` is the worked example of nested levels: a VM with a manager in it, whose processes and VM share a folio; what is counted of it at both levels, step by step.
+
+Examples: quire explain; quire explain S6c; quire explain S7b --backend model --json; quire explain nested")]
     Explain(ExplainArgs),
     /// Say what this host offers and lacks, and how to get it
     Doctor,
@@ -284,8 +286,11 @@ struct RecordArgs {
 
 #[derive(Args, Debug)]
 struct ExplainArgs {
-    /// The scenario to show in full, like S6c; without it, all of them in short
+    /// The scenario to show in full, like S6c, or `nested`; without it, all of them in short
     scenario: Option<String>,
+    /// With `nested`: the tables of its VM. ept and npt want a KVM that offers VMX or SVM to its guests
+    #[arg(long, value_enum, default_value = "shadow")]
+    stage2: Stage2,
     /// Where the manager runs: in a VM, or in this process over emulated frames
     #[arg(long, value_name = "auto|kvm|model", default_value = "auto")]
     backend: Backend,
@@ -516,10 +521,20 @@ fn show(report: &impl Serialize, text: &str, json: Option<&Option<PathBuf>>) -> 
 }
 
 fn explain(args: &ExplainArgs) -> Result<(), Error> {
-    let scripts = crate::explain::find(args.scenario.as_deref())?;
+    let is_nested = args.scenario.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(nested::NAME));
+    let scripts = if is_nested { Vec::new() } else { crate::explain::find(args.scenario.as_deref())? };
     let (backend, why) = args.backend.resolve();
     if let Some(why) = why {
         eprintln!("quire: {why}; running in this process instead");
+    }
+    if is_nested {
+        if args.stage2 == Stage2::None {
+            return Err(Error::Usage(
+                "the worked example of nested levels needs a --stage2: shadow, ept or npt".to_owned(),
+            ));
+        }
+        let example = progress::during("playing nested", || nested::worked_example(backend, args.stage2, args.ring))?;
+        return show(&example, &example.to_string(), args.json.then_some(&None));
     }
     let (mut all, mut text) = (Vec::new(), String::new());
     for (script, labels) in scripts {

@@ -24,6 +24,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod memory_stats;
+pub mod nested;
 mod page;
 mod progress;
 pub mod record;

@@ -9,7 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use quire::exercise::example::EXPECTED;
+use quire::mapcount::Scheme;
 use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, nested, results, ring};
+use quire_vmm::nested::{self, Exercise, Job};
 use quire_vmm::replay::{Backend, Config, Ring, Stage2, boot_words, replay};
 use quire_vmm::workload::Workload;
 use quire_vmm::{flat, kernel};
@@ -483,4 +486,59 @@ fn histories_in_a_vm_on_ept_on_bochs() {
         let scratch = Scratch::new("nest-bochs");
         passes(bochs_command_with(NEST_MIB, &program, &scratch, image, BOCHS_CPU), 0)
     });
+}
+
+/// The image that does an exercise of nested levels, and the memory it needs in MiB.
+fn exercise(job: Job, stage2: Stage2, scheme: Scheme) -> (Vec<u8>, u64) {
+    let exercise = Exercise { job, stage2, scheme, ring: Ring::Zero };
+    let mut words = exercise.boot_words();
+    words[boot::MEMORY_END] = exercise.memory();
+    let mut image = flat::flatten(kernel::ELF).unwrap();
+    image.extend(flat::orders(&words, &[]));
+    (image, exercise.memory() >> 20)
+}
+
+/// The general words of the results of an exercise on the emulator that walks these tables: EPT on Bochs, NPT under QEMU. Nothing where that is missing.
+fn exercised(job: Job, stage2: Stage2, scheme: Scheme) -> Option<Vec<u64>> {
+    let (image, mib) = exercise(job, stage2, scheme);
+    let scratch = Scratch::new(&format!("exercise-{}-{job:?}", stage2.name()).replace([' ', '{', '}', ':', ','], ""));
+    let text = if stage2 == Stage2::Ept {
+        passes(bochs_command_with(mib, &needs::bochs()?, &scratch, &image, BOCHS_CPU), 0)
+    } else {
+        let rom = scratch.file("rom.bin", &rom(&image));
+        qemu_with(mib, &needs::qemu()?, &["-bios", rom.to_str().unwrap()])
+    };
+    let general = results::GENERAL..results::GENERAL + results::GENERAL_COUNT;
+    Some(general.map(|index| word_if_said(&text, index).unwrap_or(0)).collect())
+}
+
+/// Worked example n0 to n9: the same ledger as on composed tables and in process, and a tenant's tenant on what is composed of two second levels.
+#[test]
+fn the_worked_example_counts_the_same_on_ept_and_npt() {
+    for stage2 in [Stage2::Ept, Stage2::Npt] {
+        for scheme in [Scheme::Total, Scheme::All] {
+            let Some(words) = exercised(Job::Example, stage2, scheme) else { continue };
+            assert_eq!(nested::steps(&words), EXPECTED, "{}", stage2.name());
+        }
+    }
+}
+
+/// Random histories of nested levels, both recounted behind every operation.
+fn histories_of_nested_levels(stage2: Stage2, first: u64, count: u64) {
+    use quire::abi::nest::word as vm;
+    const LENGTH: u64 = 12;
+    let job = Job::Histories { first, count, length: LENGTH };
+    let Some(words) = exercised(job, stage2, Scheme::Total) else { return };
+    assert_eq!((words[vm::HISTORIES], words[vm::OPERATIONS]), (count, LENGTH * count));
+    assert!(words[vm::BY_VMS] > count && words[vm::BELOW] > count && words[vm::RECOUNTS] > LENGTH * count);
+}
+
+#[test]
+fn histories_of_nested_levels_on_npt_under_qemu() {
+    histories_of_nested_levels(Stage2::Npt, 10_001, 1000);
+}
+
+#[test]
+fn histories_of_nested_levels_on_ept_on_bochs() {
+    histories_of_nested_levels(Stage2::Ept, 20_001, 1000);
 }

@@ -3,9 +3,12 @@
 
 mod needs;
 
+use quire::exercise::example::EXPECTED;
 use quire::mapcount::Scheme;
 use quire_fixtures::history;
-use quire_vmm::replay::{Backend, Config, Measured, Stage2, replay};
+use quire_vmm::Status;
+use quire_vmm::nested::{self, Exercise, Job};
+use quire_vmm::replay::{Backend, Config, Measured, Ring, Stage2, replay};
 use quire_vmm::workload::Workload;
 
 /// The words of level 0.
@@ -36,9 +39,9 @@ fn of_history(seed: u64, length: usize) -> Workload {
     Workload::of_ops(&format!("history {seed}"), &history(seed, length), seed).unwrap()
 }
 
-/// How many: `QUIRE_LONG=40` runs forty times as many.
-fn histories() -> u64 {
-    std::env::var("QUIRE_LONG").ok().and_then(|times| times.parse().ok()).unwrap_or(1) * 48
+/// `QUIRE_LONG=40` runs forty times as many histories.
+fn long() -> u64 {
+    std::env::var("QUIRE_LONG").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 #[test]
@@ -47,13 +50,44 @@ fn random_histories_in_a_vm_on_composed_tables() {
         return;
     }
     let (mut stage2, mut disturbances) = (0, 0);
-    for seed in 1..=histories() {
+    for seed in 1..=48 * long() {
         let scheme = if seed % 4 == 0 { Scheme::All } else { Scheme::Total };
         let measured = passes(&of_history(seed, 60), &Config { scheme, disturb: seed, ..config() });
         stage2 += measured.words[word::STAGE2_FAULTS];
         disturbances += measured.words[word::DISTURBANCES];
     }
     assert!(stage2 > 100 && disturbances > 100, "{stage2} faults of level 0, {disturbances} disturbances");
+}
+
+/// Processes and VMs of a VM's manager, on tables that are composed of up to three levels.
+#[test]
+fn random_histories_of_nested_levels_on_composed_tables() {
+    if !needs::kvm() {
+        return;
+    }
+    for (scheme, first, count) in [(Scheme::Total, 1, 2000), (Scheme::All, 2001, 200)] {
+        let job = Job::Histories { first, count: count * long(), length: 12 };
+        let outcome = Exercise { job, stage2: Stage2::Shadow, scheme, ring: Ring::Auto }.run().unwrap();
+        assert_eq!(outcome.status, Status::Pass, "{}", outcome.log);
+        let words = outcome.general();
+        assert_eq!((words[word::HISTORIES], words[word::OPERATIONS]), (count * long(), 12 * count * long()));
+        assert!(words[word::BY_VMS] > count && words[word::BELOW] > count && words[word::RECOUNTS] > 12 * count);
+    }
+}
+
+#[test]
+fn the_worked_example_counts_the_same_on_composed_tables() {
+    if !needs::kvm() {
+        return;
+    }
+    for (scheme, ring) in [(Scheme::Total, Ring::Three), (Scheme::All, Ring::Three), (Scheme::Total, Ring::Zero)] {
+        let outcome = Exercise { job: Job::Example, stage2: Stage2::Shadow, scheme, ring }.run().unwrap();
+        assert_eq!(outcome.status, Status::Pass, "{}", outcome.log);
+        assert_eq!(nested::steps(outcome.general()), EXPECTED);
+    }
+    let model = nested::worked_example(Backend::Model, Stage2::Shadow, Ring::Auto).unwrap();
+    let in_vm = nested::worked_example(Backend::Kvm, Stage2::Shadow, Ring::Auto).unwrap();
+    assert_eq!(model.to_string(), in_vm.to_string().replace("kvm", "model"));
 }
 
 #[test]

@@ -1,6 +1,9 @@
-//! A replay inside of a tenant VM: what is asked for, and what the general words of the results mean then beside those of [`replay`](super::replay).
+//! What is done with a tenant VM: a replay inside of it, or an exercise of nested levels; and what the general words of the results mean then beside those of
+//! [`replay`](super::replay).
 
 use super::boot;
+use super::results::GENERAL_COUNT;
+use crate::exercise::example::{self, Columns};
 
 /// Boot word: the engine, one of [`engine`](mod@engine).
 pub const ENGINE: usize = boot::OPTIONS + 4;
@@ -10,6 +13,23 @@ pub const PAGES: usize = boot::OPTIONS + 5;
 pub const MANAGED: usize = boot::OPTIONS + 6;
 /// Boot word: seed of what the VMM does to its VM's memory between the operations, 0 for nothing.
 pub const DISTURB: usize = boot::OPTIONS + 7;
+
+/// Boot word: what is done, one of [`job`].
+pub const JOB: usize = boot::OPTIONS + 8;
+/// Boot word: how many random histories; [`boot::SEED`] is the seed of the first.
+pub const HISTORIES: usize = boot::OPTIONS + 9;
+/// Boot word: operations of each of them.
+pub const LENGTH: usize = boot::OPTIONS + 10;
+
+/// What is done with a tenant VM.
+pub mod job {
+    /// The trace is replayed in it.
+    pub const REPLAY: u64 = 0;
+    /// The worked example of nested levels.
+    pub const EXAMPLE: u64 = 1;
+    /// Random histories of nested levels.
+    pub const HISTORIES: u64 = 2;
+}
 
 /// How the VM's tables are walked.
 pub mod engine {
@@ -58,4 +78,18 @@ pub mod word {
     pub const HUGE: usize = FIRST + 16;
     /// 1 when everything of level 0 was free at the end.
     pub const CLEAN: usize = FIRST + 17;
+    /// Random histories that ended well.
+    pub const HISTORIES: usize = FIRST + 18;
+    /// Operations in them.
+    pub const OPERATIONS: usize = FIRST + 19;
+    /// Accesses of level 1's processes in them.
+    pub const BY_PROCESSES: usize = FIRST + 20;
+    /// Accesses of level 1's VMs.
+    pub const BY_VMS: usize = FIRST + 21;
+    /// Words stored that levels 1 and 0 read again.
+    pub const BELOW: usize = FIRST + 22;
+    /// The columns of the worked example, [encoded](crate::exercise::example::Columns::encode), step by step.
+    pub const STEPS: usize = FIRST + 24;
 }
+
+const _: () = assert!(word::STEPS + example::STEPS * Columns::WORDS <= GENERAL_COUNT);

@@ -30,6 +30,36 @@ pub struct Columns {
     pub entire: u64,
 }
 
+impl Columns {
+    /// Words of one step in the results of a kernel.
+    pub const WORDS: usize = 6;
+
+    /// As words: each pair is one, the second number in the lower half.
+    #[must_use]
+    pub fn encode(&self) -> [u64; Self::WORDS] {
+        let pair = |(high, low): (u64, u64)| high << 32 | low;
+        let rest = self.owners << 32 | self.entire << 1 | u64::from(self.huge_both);
+        [pair(self.gf), pair(self.gf_nested), pair(self.hf), pair(self.hf_vms), pair(self.tuples), rest]
+    }
+
+    /// From these words.
+    #[must_use]
+    pub fn decode(words: [u64; Self::WORDS]) -> Self {
+        let pair = |word: u64| (word >> 32, word & 0xffff_ffff);
+        let [gf, gf_nested, hf, hf_vms, tuples, rest] = words;
+        Self {
+            gf: pair(gf),
+            gf_nested: pair(gf_nested),
+            hf: pair(hf),
+            hf_vms: pair(hf_vms),
+            tuples: pair(tuples),
+            owners: rest >> 32,
+            entire: (rest & 0xffff_ffff) >> 1,
+            huge_both: rest & 1 == 1,
+        }
+    }
+}
+
 /// Steps.
 pub const STEPS: usize = 10;
 

@@ -52,8 +52,8 @@ pub trait Cpu<M: Memory + Tlb, A: Accounting> {
     /// What no level can serve.
     fn touch(&mut self, nest: &Nest<'_, M, A>, who: Who, page: u64, store: Option<u64>) -> Result<u64, NestError>;
 
-    /// Puts whatever program this CPU needs for that into the memory of a tenant's tenant, from its guest frame `page` on, [`deepest::PROGRAM_PAGES`] at most, by `store`: the page
-    /// counted from there, the word, and what goes there. The entry that its root is to have in its last slot.
+    /// Puts whatever program it has tenants run into the memory of a tenant's tenant, from guest frame `page` on, [`deepest::PROGRAM_PAGES`] at most, by `store`: the page
+    /// counted from there, the word, and what goes there. The entry that the root is to have in its last slot.
     fn program(&self, page: u64, store: &mut dyn FnMut(u64, usize, u64)) -> u64 {
         let _ = (page, store);
         0
@@ -77,10 +77,10 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Pages of the VM's memory, what the recount of level 1 takes included: a multiple of 512.
+    /// Pages of the VM's memory, with what the recount of level 1 takes, and a program of the [`Cpu`]'s at the end: a multiple of 512.
     #[must_use]
     pub const fn pages(&self) -> u64 {
-        (self.frames + Recount::scratch_frames(self.frames)).next_multiple_of(512)
+        (self.frames + Recount::scratch_frames(self.frames) + deepest::PROGRAM_PAGES).next_multiple_of(512)
     }
 }
 
@@ -234,6 +234,12 @@ impl<'n, M: Memory + Tlb, A: Accounting> Nest<'n, M, A> {
     #[must_use]
     pub fn vm(&self) -> VmId {
         self.memory.vm()
+    }
+
+    /// The first of [`deepest::PROGRAM_PAGES`] pages of the VM's memory that are the [`Cpu`]'s.
+    #[must_use]
+    pub fn program_page(&self) -> u64 {
+        self.pages - deepest::PROGRAM_PAGES
     }
 
     /// Recounts all classes at both levels.

@@ -456,7 +456,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     /// Cuts what stands at entry `i`, to make room for something else.
     fn replace(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize) {
         let mut cut = Cut::new();
-        self.cut_entry(vm, at, i, Change::Gone, &mut cut);
+        self.cut_entry(vm, at, i, &mut cut);
         self.finish_cut(vm, &mut cut);
     }
 

@@ -80,7 +80,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                         let first = self.shadowed_page(page, i);
                         meets(&(first..first + step), &gfns)
                     };
-                    self.cut_leaves(vm, page, leads, change, &mut cut);
+                    self.cut_leaves(vm, page, leads, &mut cut);
                 }
             }
         }
@@ -99,9 +99,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             if page.is_root() {
                 self.empty_root(vm, page, cut);
             } else {
-                self.kill_shadow(vm, page, Change::Gone, cut);
+                self.kill_shadow(vm, page, cut);
             }
         }
+    }
+
+    /// Notes that an entry of a page, or to it, was cleared. Whoever is entered on a nested root may have it cached.
+    fn note_cut(&self, vm: &Vm<'_>, page: ShadowPage<'_>, cut: &mut Cut<'_>) {
+        if page.role().kind == Kind::Nested {
+            let is_nested = |root: &ShadowPage<'_>| root.role().kind == Kind::Nested;
+            self.shadow_roots(vm).filter(is_nested).for_each(|root| self.memory().owe_stage2(root.table()));
+        }
+        cut.is_dirty = true;
     }
 
     /// Clears the leaves of a page that `which` picks, by index.
@@ -110,7 +119,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         vm: &Vm<'_>,
         page: ShadowPage<'_>,
         which: impl Fn(usize) -> bool,
-        change: Change,
         cut: &mut Cut<'a>,
     ) {
         let Role { kind, level, .. } = page.role();
@@ -149,7 +157,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let n = (i - start) as u64;
             page.set_leaves(page.leaves() - n);
             vm.note_composed(kind, -(n as i64));
-            cut.is_dirty = true;
+            self.note_cut(vm, page, cut);
             if kind == Kind::Nested {
                 widen(&mut cut.frames, first.pfn.raw()..next.raw());
                 widen(&mut cut.gfns, gfn..gfn + n * step);
@@ -214,45 +222,31 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Clears the pointer at `i`; a child that is nobody's then dies.
-    pub(super) fn unlink_shadow<'a>(
-        &'a self,
-        vm: &Vm<'_>,
-        page: ShadowPage<'_>,
-        i: usize,
-        change: Change,
-        cut: &mut Cut<'a>,
-    ) {
+    pub(super) fn unlink_shadow<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, i: usize, cut: &mut Cut<'a>) {
         let child = self.shadow_page(self.origin(page, i) as u32);
         self.clear_shadow_entry(page, i);
-        cut.is_dirty = true;
+        self.note_cut(vm, page, cut);
         child.set_parents(child.parents() - 1);
         if child.parents() == 0 {
-            self.kill_shadow(vm, child, change, cut);
+            self.kill_shadow(vm, child, cut);
         }
     }
 
     /// Clears entry `i`, whatever it is.
-    pub(super) fn cut_entry<'a>(
-        &'a self,
-        vm: &Vm<'_>,
-        page: ShadowPage<'_>,
-        i: usize,
-        change: Change,
-        cut: &mut Cut<'a>,
-    ) {
+    pub(super) fn cut_entry<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, i: usize, cut: &mut Cut<'a>) {
         match self.shadow_entry(vm, page, i) {
             Entry::Absent => {}
-            Entry::Table(_) => self.unlink_shadow(vm, page, i, change, cut),
-            Entry::Leaf(_) => self.cut_leaves(vm, page, |at| at == i, change, cut),
+            Entry::Table(_) => self.unlink_shadow(vm, page, i, cut),
+            Entry::Leaf(_) => self.cut_leaves(vm, page, |at| at == i, cut),
         }
     }
 
     /// Clears all entries of a page.
-    fn empty_shadow<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, change: Change, cut: &mut Cut<'a>) {
-        self.cut_leaves(vm, page, |_| true, change, cut);
+    fn empty_shadow<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, cut: &mut Cut<'a>) {
+        self.cut_leaves(vm, page, |_| true, cut);
         for i in 0..page.end() {
             if let Entry::Table(_) = self.shadow_entry(vm, page, i) {
-                self.unlink_shadow(vm, page, i, change, cut);
+                self.unlink_shadow(vm, page, i, cut);
             }
         }
     }
@@ -260,11 +254,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Empties a root, and lets the guest store to its table until it is used again.
     pub(super) fn empty_root<'a>(&'a self, vm: &Vm<'_>, root: ShadowPage<'_>, cut: &mut Cut<'a>) {
         root.set_tracked(false);
-        self.empty_shadow(vm, root, Change::Gone, cut);
+        self.empty_shadow(vm, root, cut);
     }
 
     /// Ends a shadow page: nothing points to it any more, and what only it pointed to ends too.
-    pub(super) fn kill_shadow<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, change: Change, cut: &mut Cut<'a>) {
+    pub(super) fn kill_shadow<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, cut: &mut Cut<'a>) {
         let role = page.role();
         let number = u64::from(page.record().raw());
         // The count of parents says when all are found: no page knows them by name.
@@ -285,9 +279,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         debug_assert_eq!(page.parents(), 0, "a parent was not found");
         // Found among the others until it is empty: its leaves count beside each other.
-        self.empty_shadow(vm, page, change, cut);
+        self.empty_shadow(vm, page, cut);
         self.remove_shadow(vm, page);
-        cut.is_dirty = true;
+        self.note_cut(vm, page, cut);
         page.set_next(cut.dead);
         cut.dead = u64::from(page.record().raw());
     }
@@ -335,7 +329,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     Entry::Leaf(leaf) => meets(&(leaf.pfn.raw()..leaf.pfn.raw() + step), &frames),
                     _ => false,
                 };
-                self.cut_leaves(vm, page, leads, Change::Narrowed, cut);
+                self.cut_leaves(vm, page, leads, cut);
             }
         }
         if !gfns.is_empty() {

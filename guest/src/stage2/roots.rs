@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::cut::{Change, Cut};
+use super::cut::Cut;
 use super::shadow_page::{ALL_RIGHTS, Kind, Role, ShadowPage};
 use super::{AsId, Stage2Format, Vm, VmId, in_format};
 use crate::addr::{Level, Order, Pfn};
@@ -185,7 +185,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             self.reap_root_locked(vm, over);
         }
         let mut cut = Cut::new();
-        self.kill_shadow(vm, root, Change::Gone, &mut cut);
+        self.kill_shadow(vm, root, &mut cut);
         // Still in the list of roots: what was cached of it is flushed.
         self.flush_cut(vm, &mut cut);
         self.unlist_root(vm, root);

@@ -1,6 +1,6 @@
 //! The guest's flush: what it has changed in tables that nobody watched takes effect.
 
-use super::cut::{Change, Cut};
+use super::cut::Cut;
 use super::shadow_page::ShadowPage;
 use super::{RootId, Vm, VmId};
 use crate::addr::Level;
@@ -76,6 +76,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn cut_changed<'a>(&'a self, vm: &Vm<'_>, page: ShadowPage<'_>, which: impl Fn(usize) -> bool, cut: &mut Cut<'a>) {
         let guest = self.table_frame(vm, page).map(|(table, _)| self.entries(table));
         let changed = |i: usize| guest.is_none_or(|guest| guest[i].load(Relaxed) != self.origin(page, i));
-        self.cut_leaves(vm, page, |i| which(i) && changed(i), Change::Gone, cut);
+        self.cut_leaves(vm, page, |i| which(i) && changed(i), cut);
     }
 }

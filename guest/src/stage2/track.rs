@@ -121,7 +121,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             } else if page.role().level == Level::ONE {
                 page.set_tracked(false);
             } else {
-                self.kill_shadow(vm, page, Change::Gone, &mut cut);
+                self.kill_shadow(vm, page, &mut cut);
             }
         }
         self.finish_cut(vm, &mut cut);

@@ -8,7 +8,7 @@ use super::report::Explained;
 use crate::error::Error;
 use crate::replay::{Backend, Config, Measured, Ring, replay};
 use crate::workload::Workload;
-use crate::{cpuid, kvm};
+use crate::{cpuid, kvm, nested};
 
 /// A trace of `scenarios/`. It looks once for each scenario that it plays, and the comment above a look says what has happened.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,8 @@ pub fn find(name: Option<&str>) -> Result<Vec<(Script, Vec<&'static str>)>, Erro
     match one.or_else(|| all().find(|(script, _)| is(&script.name))) {
         Some(found) => Ok(vec![found]),
         None => {
-            Err(Error::NoScenario { name: name.to_owned(), there_are: all().flat_map(|(_, labels)| labels).collect() })
+            let there_are = all().flat_map(|(_, labels)| labels).chain([nested::NAME]).collect();
+            Err(Error::NoScenario { name: name.to_owned(), there_are })
         }
     }
 }

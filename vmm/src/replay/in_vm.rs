@@ -11,7 +11,7 @@ use quire::mapcount::Scheme;
 use quire::trace::MAX_DEVICE_PAGES;
 
 use super::{Backend, Config, Measured, Ring, Stage2};
-use crate::cpuid::{self, Guests};
+use crate::cpuid;
 use crate::error::Error;
 use crate::run::{MachineConfig, NoHost, Status};
 use crate::workload::Workload;
@@ -59,22 +59,6 @@ fn machine_frames(workload: &Workload, config: &Config, frames: u64) -> u64 {
     level0 + Recount::scratch_frames(level0) * 9 / 8
 }
 
-/// Whether KVM offers the CPU of an engine to its guests.
-fn require(stage2: Stage2) -> Result<(), Error> {
-    let offered = Guests::offered(&kvm::open()?)?;
-    let (wanted, vendor) = match stage2 {
-        Stage2::Ept => (matches!(offered, Some(Guests::Vmx)), "VMX, of Intel's CPUs"),
-        _ => (matches!(offered, Some(Guests::Svm(_))), "SVM, of AMD's CPUs"),
-    };
-    if wanted {
-        return Ok(());
-    }
-    Err(Error::Lacks(format!(
-        "--stage2 {}: this KVM offers its guests no {vendor}; load kvm_intel or kvm_amd with nested=1 on such a CPU, or take --stage2 shadow (`quire doctor` tells more)",
-        stage2.name()
-    )))
-}
-
 pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
     let memory = config.memory(workload)?;
     let mut config = *config;
@@ -86,9 +70,9 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
     if config.stage2 != Stage2::None && !matches!(config.scheme, Scheme::Total | Scheme::All) {
         return Err(Error::Usage("in a VM a tenant VM is counted by `total` or by `all`".to_owned()));
     }
-    let guests = matches!(config.stage2, Stage2::Ept | Stage2::Npt);
+    config.stage2.require()?;
+    let guests = config.stage2.is_walked_by_cpu();
     if guests {
-        require(config.stage2)?;
         config.ring = Ring::Zero;
     }
     let words = boot_words(workload, &config, memory);

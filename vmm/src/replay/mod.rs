@@ -13,6 +13,7 @@ use quire::abi::{BootInfo, MAX_MEMORY, boot, ring};
 use quire::addr::{Level, Order};
 use quire::mapcount::Scheme;
 
+use crate::cpuid::Guests;
 use crate::error::Error;
 use crate::kvm;
 use crate::memory::{Backing, Populate};
@@ -118,13 +119,41 @@ pub enum Stage2 {
 }
 
 impl Stage2 {
-    const fn word(self) -> u64 {
+    pub(crate) const fn word(self) -> u64 {
         match self {
             Self::None => engine::NONE,
             Self::Shadow => engine::SHADOW,
             Self::Ept => engine::EPT,
             Self::Npt => engine::NPT,
         }
+    }
+
+    /// Whether a CPU walks them beside the guest's own.
+    #[must_use]
+    pub const fn is_walked_by_cpu(self) -> bool {
+        matches!(self, Self::Ept | Self::Npt)
+    }
+
+    /// Whether KVM offers its guests a CPU that walks them, if one must.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`], with the way to get it.
+    pub fn require(self) -> Result<(), Error> {
+        if !self.is_walked_by_cpu() {
+            return Ok(());
+        }
+        let offered = Guests::offered(&kvm::open()?)?;
+        let (offers, vendor) = match self {
+            Self::Ept => (matches!(offered, Some(Guests::Vmx)), "VMX, of Intel's CPUs"),
+            _ => (matches!(offered, Some(Guests::Svm(_))), "SVM, of AMD's CPUs"),
+        };
+        if offers {
+            return Ok(());
+        }
+        Err(Error::Lacks(format!(
+            "--stage2 {}: this KVM offers its guests no {vendor}; load kvm_intel or kvm_amd with nested=1 on such a CPU, or take --stage2 shadow (`quire doctor` tells more)",
+            self.name()
+        )))
     }
 
     /// The name on the command line.

@@ -1,31 +1,48 @@
-//! Processes of level 1 in guest mode: the CPU walks the guest's tables and stage 2 itself, page faults of the guest exit and go to level 1, violations to level 0.
+//! Tenants of level 1 in guest mode: the CPU walks their tables and a second level itself. A process's page faults exit and go to level 1, and violations of stage 2 to level 0; for a VM of
+//! level 1 the second level is composed of its stage-2 table and ours, and what is missing there is for either.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::abi::nest::word;
 use quire::abi::replay::word as replay;
 use quire::abi::{checksum, stamp};
-use quire::addr::{Gva, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use quire::addr::{Gva, Level, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use quire::exercise::Who;
 use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::mapcount::Accounting;
 use quire::memory::Memory as _;
-use quire::space::{Access, FaultError, SpaceId};
-use quire::stage2::{AsId, VmAccess};
+use quire::nest::NestError;
+use quire::space::{Access, FaultError};
+use quire::stage2::{AsId, ComposeError, VmAccess};
 
-use super::{Guest, Memory};
+use super::Memory;
+use super::tenants::Touching;
 use crate::machine::Machine;
 use crate::nested::program::{self, Command};
 use crate::nested::{Exit, RFLAGS, Registers};
-use crate::replay::Findings;
 use crate::touch::error;
 use crate::{cpu, log};
 
-/// Pages of the VM's memory beyond level 1's: the program, and three tables that lead to it.
+/// Pages of a VM's memory that the program takes: itself, and three tables that lead to it.
 pub(super) const PAGES: u64 = 4;
 /// The slot of a root that leads there: the last, far from what processes have.
 const SLOT: usize = 511;
 /// The program's address: the first of that slot.
 const PROGRAM: u64 = 0xffff_ff80_0000_0000;
+
+/// Writes the program and its tables to the pages from `page` on, by `store`: the page counted from there, the word, and what goes there. What a root has in its last slot.
+pub(super) fn write_program(page: u64, store: &mut dyn FnMut(u64, usize, u64)) -> u64 {
+    for (i, bytes) in program::bytes().chunks(8).enumerate() {
+        let mut whole = [0; 8];
+        whole[..bytes.len()].copy_from_slice(bytes);
+        store(0, i, u64::from_le_bytes(whole));
+    }
+    let leaf = Leaf { pfn: Pfn::new(page), attrs: Attrs::EXEC.or(Attrs::ACCESSED) };
+    store(1, 0, LongMode::leaf(leaf, Level::ONE));
+    store(2, 0, LongMode::table(Pfn::new(page + 1)));
+    store(3, 0, LongMode::table(Pfn::new(page + 2)));
+    LongMode::table(Pfn::new(page + 3))
+}
 
 /// The program, waiting for its next command.
 #[derive(Debug)]
@@ -36,45 +53,35 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Writes program and tables to the VM's pages from `page` on.
+    /// Writes it to the VM's pages from `page` on.
     pub(super) fn new<A: Accounting>(machine: &Machine, memory: &Memory<'_, '_, A>, page: u64) -> Self {
-        let frame = |nth: u64| machine.frame(memory.reach(page + nth, Access::Write));
-        for (word, bytes) in frame(0).0.iter().zip(program::bytes().chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            word.store(u64::from_le_bytes(whole), Relaxed);
-        }
-        let leaf = Leaf { pfn: Pfn::new(page), attrs: Attrs::EXEC.or(Attrs::ACCESSED) };
-        frame(1).0[0].store(LongMode::leaf(leaf, quire::addr::Level::ONE), Relaxed);
-        frame(2).0[0].store(LongMode::table(Pfn::new(page + 1)), Relaxed);
-        frame(3).0[0].store(LongMode::table(Pfn::new(page + 2)), Relaxed);
+        let entry = write_program(page, &mut |nth, word, value| {
+            machine.frame(memory.reach(page + nth, Access::Write)).0[word].store(value, Relaxed);
+        });
         let mut registers = Registers { rip: PROGRAM, rflags: RFLAGS, ..Registers::default() };
         // R15: which hypercall the CPU has.
         registers.r8[7] = machine.guests().map_or(0, |guests| guests.kind() - 1);
-        Self { registers, entry: LongMode::table(Pfn::new(page + 3)) }
+        Self { registers, entry }
     }
 
     /// As [`shadow::touch`](super::shadow::touch).
-    #[expect(clippy::too_many_arguments, reason = "who touches what, where and by whom it is served")]
     pub(super) fn touch<A: Accounting>(
         &mut self,
-        machine: &Machine,
-        findings: &Findings<'_>,
-        memory: &Memory<'_, '_, A>,
-        guest: &Guest<'_, '_, A>,
-        space: SpaceId,
+        touching: &Touching<'_, '_, '_, '_, A>,
         at: Gva,
         pages: u64,
         store: Option<u64>,
-    ) -> Result<u64, (Gva, FaultError)> {
-        let root = guest.root(space);
-        memory.frame(root).0[SLOT].store(self.entry, Relaxed);
-        self.registers.cr3 = root.address();
+    ) -> Result<u64, (Gva, NestError)> {
+        let table = Pfn::new(touching.table());
+        if let Who::Process(_) = touching.who {
+            touching.memory.frame(table).0[SLOT].store(self.entry, Relaxed);
+        }
+        self.registers.cr3 = table.address();
         let since = cpu::tsc();
         let mut sum = 0;
         for page in 0..pages {
             let at = at.add_pages(page);
-            let mut run = |command, value| self.run(machine, findings, memory, guest, space, at, command, value);
+            let mut run = |command, value| self.run(touching, at, command, value).map_err(|error| (at, error));
             if let Some(seed) = store {
                 // A store first, as in the machine's own touch program.
                 let stamp = stamp(seed, at.page());
@@ -85,59 +92,64 @@ impl Program {
                 sum = checksum(sum, run(Command::Load, (0, 0))?);
             }
         }
-        findings.add(replay::TOUCH_TICKS, cpu::tsc() - since);
-        findings.add(replay::TOUCH_PAGES, pages);
+        touching.findings.add(replay::TOUCH_TICKS, cpu::tsc() - since);
+        touching.findings.add(replay::TOUCH_PAGES, pages);
         Ok(sum)
     }
 
     /// One command on the word `offset` bytes behind `at`; the word loaded.
-    #[expect(clippy::too_many_arguments, reason = "as for a touch")]
     fn run<A: Accounting>(
         &mut self,
-        machine: &Machine,
-        findings: &Findings<'_>,
-        memory: &Memory<'_, '_, A>,
-        guest: &Guest<'_, '_, A>,
-        space: SpaceId,
+        touching: &Touching<'_, '_, '_, '_, A>,
         at: Gva,
         command: Command,
         (offset, value): (u64, u64),
-    ) -> Result<u64, (Gva, FaultError)> {
+    ) -> Result<u64, NestError> {
+        let Touching { machine, findings, memory, .. } = touching;
+        let nested = touching.nested_root()?;
+        let second = nested.map_or_else(|| memory.stage2(), |root| memory.table_of(root));
         let registers = &mut self.registers;
         registers.rax = command as u64;
         registers.rdi = at.raw() + offset;
         (registers.rsi, registers.rcx, registers.rdx) = (PAGE_SIZE, 1, value);
         loop {
-            let exit = machine.guests().expect("started before").enter(registers, memory.stage2());
+            let exit = machine.guests().expect("started before").enter(registers, second);
             findings.add(word::EXITS, 1);
             let since = cpu::tsc();
             match exit {
                 Exit::Hypercall => return Ok(registers.rbx),
                 Exit::Violation { address, access, .. } => {
-                    let fault = VmAccess { view: AsId::NORMAL, gfn: address >> PAGE_SHIFT, access };
-                    match memory.host().vm_fault(memory.vm(), fault) {
-                        Ok(fault) => {
+                    let page = address >> PAGE_SHIFT;
+                    let host = memory.host();
+                    // Pages, and faults of the space or of stage 2 below.
+                    let served = match nested {
+                        None => host
+                            .vm_fault(memory.vm(), VmAccess { view: AsId::NORMAL, gfn: page, access })
+                            .map(|fault| (fault.pages, fault.host_faults))
+                            .map_err(|error| ComposeError::Stage2(page, error)),
+                        Some(root) => host
+                            .compose_fault(memory.vm(), root, page, access)
+                            .map(|composed| (composed.pages, composed.stage2_faults)),
+                    };
+                    match served {
+                        Ok((pages, below)) => {
                             findings.add(word::STAGE2_FAULTS, 1);
-                            findings.add(word::STAGE2_PAGES, fault.pages);
-                            findings.add(word::HOST_FAULTS, u64::from(fault.host_faults));
+                            findings.add(word::STAGE2_PAGES, pages);
+                            findings.add(word::HOST_FAULTS, u64::from(below));
                             findings.add(word::STAGE2_TICKS, cpu::tsc() - since);
                         }
-                        Err(what) => {
-                            log!("level 0 cannot serve guest-physical {address:#x}: {what}");
-                            return Err((at, FaultError::OutOfFrames));
-                        }
+                        Err(error) => _ = touching.reflected(None, error)?,
                     }
                 }
-                Exit::Exception { vector: 14, error: code, address } if Gva::try_new(address).is_some() => {
+                Exit::Exception { vector: 14, error: code, address }
+                    if Gva::try_new(address).is_some() && nested.is_none() =>
+                {
                     let access = if code & error::WRITE != 0 { Access::Write } else { Access::Read };
-                    guest.fault(space, Gva::new(address), access).map_err(|error| (at, error))?;
-                    findings.add(word::GUEST_FAULTS, 1);
-                    findings.add(replay::FAULTS, 1);
-                    findings.add(word::GUEST_TICKS, cpu::tsc() - since);
+                    touching.at_level_1(address >> PAGE_SHIFT, access)?;
                 }
                 other => {
                     log!("the guest does what it should not: {other:?} at rip {:#x}", registers.rip);
-                    return Err((at, FaultError::Forbidden));
+                    return Err(NestError::Process(FaultError::Forbidden));
                 }
             }
         }

@@ -1,27 +1,32 @@
-//! A replay inside of a tenant VM: level 0 has the machine's frames and gives some to the VM, level 1 has those for its own and replays the trace on them.
+//! A tenant VM with a manager in it: level 0 has the machine's frames and gives some to the VM, level 1 has those for its own.
 //!
 //! ```text
-//! disturb    what the VMM does to its VM's memory meanwhile
-//! shadow     level 1's processes on composed tables, which the MMU walks
-//! entered    the same in guest mode, where the CPU walks both levels itself
+//! exercise   the worked example of nested levels, and random histories
+//! disturb    what the VMM does to its VM's memory while level 1 replays a trace
+//! shadow     level 1's tenants on composed tables, which the MMU walks
+//! entered    the same in guest mode, where the CPU walks two levels itself
+//! tenants    who serves what they fault on
 //! ```
 //!
-//! Level 1's manager works on its guest's behalf, in this kernel, and reaches its memory through stage 2 alone; its processes touch theirs through the MMU.
+//! Level 1's manager works on its guest's behalf, in this kernel, and reaches its memory through stage 2 alone; its tenants touch theirs through the MMU.
 
 mod disturb;
 mod entered;
+mod exercise;
 mod shadow;
+mod tenants;
 
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 
-use quire::abi::nest::{self as abi, engine, word};
+use quire::abi::nest::{self as abi, engine, job, word};
 use quire::abi::replay::{DEVICE, MAX_LEAF, ORDERS};
 use quire::abi::{boot, stats};
 use quire::addr::{Gva, Level, Pfn};
 use quire::audit::Recount;
+use quire::exercise::Who;
 use quire::mapcount::{Accounting, Classes};
-use quire::nest::GuestMemory;
+use quire::nest::{GuestMemory, NestError};
 use quire::space::{FaultError, LargeFolios, Manager, Map, PAGES_END, Policy, Prot, SpaceId};
 use quire::stage2::{AsId, Backing, Kind, Slot, SlotFlags, Stage2Format, VmId};
 use quire::trace::session::{Session, Site};
@@ -34,18 +39,19 @@ use crate::nested::Guests;
 use crate::replay::Findings;
 use disturb::Disturber;
 use entered::Program;
+use tenants::Touching;
 
 /// Level 0.
 type Host<'m, A> = Manager<&'m Machine, Classes<A>>;
 /// What level 1 takes for memory.
 type Memory<'h, 'm, A> = GuestMemory<'h, &'m Machine, A>;
 /// Level 1.
-type Guest<'h, 'm, A> = Manager<&'h Memory<'h, 'm, A>, A>;
+type Guest<'h, 'm, A> = quire::exercise::Guest<'h, &'m Machine, A>;
 
 /// Where the VMM has its VM's memory.
 const BASE: Gva = Gva::new(1 << 30);
 
-/// Runs the replay.
+/// Does what the boot words ask for.
 ///
 /// # Errors
 /// What was wrong; the log says more.
@@ -77,7 +83,13 @@ pub fn run<A: Accounting>(run: &Run<'_>) -> Result<(), &'static str> {
     };
     let host: Host<'_, A> =
         Manager::new(machine, &[first..end], true, policy).map_err(|_| "too few frames for level 0")?;
-    let result = with_vm(run, &host, format, Recount::new(end, first, managed), policy);
+    let recount = Recount::new(end, first, managed);
+    let result = match boot[abi::JOB] {
+        job::REPLAY => with_vm(run, &host, format, recount, policy),
+        job::EXAMPLE => exercise::example(run, &host, &recount, format),
+        job::HISTORIES => exercise::histories(run, &host, &recount, format),
+        _ => Err("no job has this number"),
+    };
     if cpu > 0 {
         machine.stop_guests();
     }
@@ -188,7 +200,7 @@ impl<'h, 'm, A: Accounting> Nest<'_, 'h, 'm, A> {
     }
 }
 
-impl<'h, 'm, A: Accounting> Tenant<&'h Memory<'h, 'm, A>, A> for Nest<'_, 'h, 'm, A> {
+impl<'h, 'm, A: Accounting> Tenant<&'h Memory<'h, 'm, A>, Classes<A>> for Nest<'_, 'h, 'm, A> {
     fn touch(
         &mut self,
         guest: &Guest<'h, 'm, A>,
@@ -197,28 +209,20 @@ impl<'h, 'm, A: Accounting> Tenant<&'h Memory<'h, 'm, A>, A> for Nest<'_, 'h, 'm
         pages: u64,
         write: bool,
     ) -> Result<u64, (Gva, FaultError)> {
-        match &mut self.program {
-            None => shadow::touch(
-                self.machine,
-                &self.findings,
-                self.memory,
-                guest,
-                space,
-                at,
-                pages,
-                write.then_some(self.seed),
-            ),
-            Some(program) => program.touch(
-                self.machine,
-                &self.findings,
-                self.memory,
-                guest,
-                space,
-                at,
-                pages,
-                write.then_some(self.seed),
-            ),
-        }
+        let (machine, findings, memory) = (self.machine, &self.findings, self.memory);
+        let touching = Touching { machine, findings, memory, guest, who: Who::Process(space) };
+        let store = write.then_some(self.seed);
+        let touched = match &mut self.program {
+            None => shadow::touch(&touching, at, pages, store),
+            Some(program) => program.touch(&touching, at, pages, store),
+        };
+        touched.map_err(|(at, error)| match error {
+            NestError::Process(error) => (at, error),
+            what => {
+                log!("level 0 cannot serve {at}: {what}");
+                (at, FaultError::OutOfFrames)
+            }
+        })
     }
 
     fn now(&mut self) -> u64 {
@@ -235,7 +239,7 @@ impl<'h, 'm, A: Accounting> Tenant<&'h Memory<'h, 'm, A>, A> for Nest<'_, 'h, 'm
     }
 }
 
-impl<'h, 'm, A: Accounting> Site<&'h Memory<'h, 'm, A>, A> for Nest<'_, 'h, 'm, A> {
+impl<'h, 'm, A: Accounting> Site<&'h Memory<'h, 'm, A>, Classes<A>> for Nest<'_, 'h, 'm, A> {
     fn put(&mut self, index: usize, value: u64) {
         self.findings.put(index, value);
     }

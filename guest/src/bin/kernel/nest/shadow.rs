@@ -1,37 +1,31 @@
-//! Processes of level 1 on composed tables: the MMU walks what level 0 has made of the guest's table and stage 2, and every fault comes to level 0 first.
-
-use core::sync::atomic::Ordering::Relaxed;
+//! Tenants of level 1 on composed tables: the MMU walks what level 0 has made of all tables below, and every fault comes to level 0 first.
 
 use quire::abi::nest::word;
-use quire::abi::replay::{SAMPLE_CLEARED, SAMPLE_PAGES, word as replay};
+use quire::abi::replay::{SAMPLE_PAGES, word as replay};
 use quire::abi::sample;
 use quire::addr::{Gva, Order};
 use quire::mapcount::Accounting;
-use quire::space::{Access, Fault, FaultError, SpaceId};
-use quire::stage2::{ComposeError, RootId};
+use quire::nest::NestError;
+use quire::space::Access;
+use quire::stage2::RootId;
 
-use super::{Guest, Memory};
-use crate::machine::Machine;
-use crate::replay::Findings;
+use super::tenants::{Served, Touching};
+use crate::cpu;
 use crate::touch::{self, Verdict, error};
-use crate::{cpu, log};
 
-/// Touches pages of a process; see [`Tenant::touch`](quire::trace::Tenant::touch). With a seed, stores its stamps.
-#[expect(clippy::too_many_arguments, reason = "who touches what, where and by whom it is served")]
+/// Touches pages; see [`Tenant::touch`](quire::trace::Tenant::touch). With a seed, stores its stamps.
 pub(super) fn touch<A: Accounting>(
-    machine: &Machine,
-    findings: &Findings<'_>,
-    memory: &Memory<'_, '_, A>,
-    guest: &Guest<'_, '_, A>,
-    space: SpaceId,
+    touching: &Touching<'_, '_, '_, '_, A>,
     at: Gva,
     pages: u64,
     store: Option<u64>,
-) -> Result<u64, (Gva, FaultError)> {
-    let root = memory.shadow_root(None, guest.root(space).raw());
+) -> Result<u64, (Gva, NestError)> {
+    let Touching { machine, findings, memory, .. } = touching;
+    let over = touching.nested_root().map_err(|error| (at, error))?;
+    let root = memory.shadow_root(over, touching.table());
     findings.switch(machine, memory.table_of(root));
     let access = store.map_or(touch::Access::Load, touch::Access::Store);
-    let mut faulting = Faulting { findings, memory, guest, space, root, served: None, error: None };
+    let mut faulting = Faulting { touching, root, served: None, error: None };
     let since = cpu::tsc();
     let touched = machine.touch(&mut faulting, at, pages, access);
     findings.add(replay::TOUCH_TICKS, cpu::tsc() - since);
@@ -43,55 +37,30 @@ pub(super) fn touch<A: Accounting>(
 }
 
 /// Serves the faults of one touch, at the level that can.
-struct Faulting<'t, 'r, 'h, 'm, A: Accounting> {
-    findings: &'t Findings<'r>,
-    memory: &'t Memory<'h, 'm, A>,
-    guest: &'t Guest<'h, 'm, A>,
-    space: SpaceId,
+struct Faulting<'s, 't, 'r, 'h, 'm, A: Accounting> {
+    touching: &'s Touching<'t, 'r, 'h, 'm, A>,
     root: RootId,
-    /// What level 1 has served of the access that goes on, and whether it had to clear.
-    served: Option<(Fault, bool)>,
-    error: Option<FaultError>,
+    /// What level 1 has served of the access that goes on.
+    served: Served,
+    error: Option<NestError>,
 }
 
-impl<A: Accounting> Faulting<'_, '_, '_, '_, A> {
-    /// Level 1's own fault.
-    fn reflect(&mut self, address: Gva, access: Access) -> Verdict {
-        let cleared = self.guest.statistics().cleared.load(Relaxed);
-        let since = cpu::tsc();
-        let result = self.guest.fault(self.space, address, access);
-        self.findings.add(word::GUEST_TICKS, cpu::tsc() - since);
-        match result {
-            Ok(fault) => {
-                self.findings.add(word::GUEST_FAULTS, 1);
-                self.findings.add(replay::FAULTS, 1);
-                self.served = Some((fault, self.guest.statistics().cleared.load(Relaxed) != cleared));
-                Verdict::Resume
-            }
-            Err(error) => {
-                self.error = Some(error);
-                Verdict::Abort(0)
-            }
-        }
-    }
-}
-
-impl<A: Accounting> touch::Tenant for Faulting<'_, '_, '_, '_, A> {
+impl<A: Accounting> touch::Tenant for Faulting<'_, '_, '_, '_, '_, A> {
     fn fault(&mut self, address: Gva, code: u64) -> Verdict {
+        let Touching { findings, memory, .. } = self.touching;
         let access = if code & error::WRITE != 0 { Access::Write } else { Access::Read };
-        self.findings.add(word::EXITS, 1);
+        findings.add(word::EXITS, 1);
         let since = cpu::tsc();
-        let composed = self.memory.host().compose_fault(self.memory.vm(), self.root, address.page(), access);
-        self.findings.add(word::STAGE2_TICKS, cpu::tsc() - since);
+        let composed = memory.host().compose_fault(memory.vm(), self.root, address.page(), access);
+        findings.add(word::STAGE2_TICKS, cpu::tsc() - since);
         match composed {
             Ok(composed) => {
-                self.findings.add(word::STAGE2_FAULTS, 1);
-                self.findings.add(word::STAGE2_PAGES, composed.pages);
-                self.findings.add(word::HOST_FAULTS, u64::from(composed.stage2_faults));
+                findings.add(word::STAGE2_FAULTS, 1);
+                findings.add(word::STAGE2_PAGES, composed.pages);
+                findings.add(word::HOST_FAULTS, u64::from(composed.stage2_faults));
                 // The access is one sample, whoever served it last.
                 match self.served.take() {
-                    Some((fault, cleared)) => {
-                        let flag = if cleared { SAMPLE_CLEARED } else { 0 };
+                    Some((fault, flag)) => {
                         let pages = fault.pages.min(u64::from(SAMPLE_PAGES)) as u16;
                         touch::mark(fault.order, fault.kind as u8, flag | pages);
                     }
@@ -102,12 +71,16 @@ impl<A: Accounting> touch::Tenant for Faulting<'_, '_, '_, '_, A> {
                 }
                 Verdict::Resume
             }
-            Err(ComposeError::Reflected(reflection)) => self.reflect(address, reflection.access),
-            Err(what) => {
-                log!("level 0 cannot serve {address}: {what}");
-                self.error = Some(FaultError::OutOfFrames);
-                Verdict::Abort(0)
-            }
+            Err(error) => match self.touching.reflected(Some(self.root), error) {
+                Ok(served) => {
+                    self.served = served;
+                    Verdict::Resume
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    Verdict::Abort(0)
+                }
+            },
         }
     }
 }
