@@ -88,6 +88,12 @@ impl<'h, M: Memory + Tlb, A: Accounting> GuestMemory<'h, M, A> {
         self.host.stage2_root(self.vm, AsId::NORMAL).expect("a VM with memory")
     }
 
+    /// The frame behind guest frame `gfn`, if stage 2 allows that access.
+    fn mapped(&self, gfn: u64, access: Access) -> Option<Pfn> {
+        let (place, leaf) = self.host.stage2_lookup(self.vm, AsId::NORMAL, gfn)?;
+        access.is_allowed_by(leaf.attrs).then(|| leaf.pfn.add(gfn - place.page))
+    }
+
     /// The frame behind guest frame `gfn`, mapped so that `access` is allowed.
     ///
     /// # Panics
@@ -95,10 +101,8 @@ impl<'h, M: Memory + Tlb, A: Accounting> GuestMemory<'h, M, A> {
     #[must_use]
     pub fn reach(&self, gfn: u64, access: Access) -> Pfn {
         loop {
-            if let Some((place, leaf)) = self.host.stage2_lookup(self.vm, AsId::NORMAL, gfn)
-                && access.is_allowed_by(leaf.attrs)
-            {
-                return leaf.pfn.add(gfn - place.page);
+            if let Some(frame) = self.mapped(gfn, access) {
+                return frame;
             }
             let fault = VmAccess { view: AsId::NORMAL, gfn, access };
             self.host.vm_fault(self.vm, fault).unwrap_or_else(|error| panic!("guest frame {gfn:#x}: {error}"));
@@ -154,8 +158,12 @@ impl<M: Memory + Tlb, A: Accounting> Memory for GuestMemory<'_, M, A> {
     fn frame(&self, pfn: Pfn) -> &Frame {
         let gfn = pfn.raw();
         let is_table = || self.host.shadowed_tables(self.vm, AsId::NORMAL, gfn..gfn + 1) > 0;
-        let access = if self.looking.get() && is_table() { Access::Read } else { Access::Write };
-        self.host.memory().frame(self.reach(gfn, access))
+        // What may be stored to is no table that anybody watches, and most often that is so.
+        let frame = self.mapped(gfn, Access::Write).unwrap_or_else(|| {
+            let access = if self.looking.get() && is_table() { Access::Read } else { Access::Write };
+            self.reach(gfn, access)
+        });
+        self.host.memory().frame(frame)
     }
 
     fn zero(&self, first: Pfn, count: u64) {

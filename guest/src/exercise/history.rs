@@ -22,9 +22,9 @@ const PROCESSES: usize = 4;
 /// Where a process has what its VM boots from, counted from its first page.
 const BOOT: u64 = 1024;
 /// Frames of the manager of level 1.
-const FRAMES: u64 = 3 * 512;
+const FRAMES: u64 = 2 * 512;
 /// Frames that level 0 needs.
-pub const HOST_FRAMES: u64 = 10 * 512;
+pub const HOST_FRAMES: u64 = 6 * 512;
 
 /// One history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

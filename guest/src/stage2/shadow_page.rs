@@ -294,8 +294,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Entry `i` of the host's table.
     pub(crate) fn shadow_entry(&self, vm: &Vm<'_>, page: ShadowPage<'_>, i: usize) -> Entry {
-        let Role { kind, level, .. } = page.role();
         let raw = self.entries(page.table())[i].load(Relaxed);
+        // Most are, and in no format that is anything else.
+        if raw == 0 {
+            return Entry::Absent;
+        }
+        let Role { kind, level, .. } = page.role();
         in_format!(vm.composed_format(kind), H => H::decode(raw, level))
     }
 
