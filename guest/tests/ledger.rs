@@ -5,10 +5,12 @@ mod world;
 use quire::addr::{Level, Order};
 use quire::folio::Folio;
 use quire::ledger::{AlignmentYield, Ledger, NotHuge, OF_VMS, congruence};
-use quire::mapcount::{Accounting, Answer, Class, Classes, Countdown, None as NoCounts, PerPage, Total, Tuples};
+use quire::mapcount::{
+    Accounting, Answer, Class, Classes, Countdown, None as NoCounts, PerPage, Scheme, Total, Tuples, UnderScheme,
+};
 use quire::space::{Access, Map, ObjectKind, Policy, SpaceId};
 use quire::stage2::{AsId, Backing, Slot, SlotFlags, Stage2Format, VmId};
-use world::{BASE, R, RW, World, at, huge, machine_of};
+use world::{BASE, R, RW, World, at, huge, huge_by_pages, machine_of};
 
 const FRAMES: u64 = 4096;
 const PLAIN: SlotFlags = SlotFlags::LOGGING.without(SlotFlags::LOGGING);
@@ -210,5 +212,96 @@ under_schemes! {
         assert_eq!(w.manager.vm_pages(vm), w.manager.working_set_by_walk(vm));
         w.audit_classes();
         w.end_vms(&[]);
+    }
+}
+
+/// How surely a scheme answers N1a, N2 to N6 of a folio of order 9, at worst: as SCHEMES.md writes it.
+struct Sureness;
+
+impl UnderScheme for Sureness {
+    type Output = [char; 6];
+    fn run<A: Accounting>(self) -> [char; 6] {
+        let mut worst = [0; 6];
+        // Two VMMs and their VMs: each maps nothing, the whole folio, or a part; by a large leaf or by pages; and there may have been a third pair that did so many times.
+        let ways = [(huge(), false), (huge(), true), (huge_by_pages(), false)];
+        for (shape, (policy, crowded)) in (1..81_u64).flat_map(|shape| ways.map(|way| (shape, way))) {
+            let machine = machine_of(FRAMES);
+            let w: Nest<'_, A> = World::with_scheme(&machine, policy, FRAMES);
+            let file = w.manager.create_object(ObjectKind::Shared, 0, 512, Order::HUGE).unwrap();
+            let mut spaces = Vec::new();
+            for owner in 0..2 {
+                let [by_process, by_vm] = [shape / 9_u64.pow(owner) / 3 % 3, shape / 9_u64.pow(owner) % 3];
+                let pages = |how| if how == 1 { 512 } else { 100 };
+                let (space, vm) = vm_over(&w, Map::Shared(file, 0), 512, SlotFlags::UNMAPPED);
+                if by_vm > 0 {
+                    let slot = Slot {
+                        gfn: 1024,
+                        pages: pages(by_vm),
+                        backing: Backing::Host(BASE),
+                        flags: SlotFlags::UNMAPPED,
+                    };
+                    w.manager.add_slot(vm, AsId::NORMAL, slot).unwrap();
+                    w.guest_read(vm, 1024);
+                }
+                if by_process > 0 {
+                    w.map(space, BASE + 1024, pages(by_process), RW, Map::Shared(file, 0));
+                    w.read(space, BASE + 1024);
+                }
+                spaces.push(space);
+            }
+            if crowded {
+                let (space, vm) = vm_over(&w, Map::Shared(file, 0), 512, SlotFlags::UNMAPPED);
+                for n in 1..4 {
+                    w.map(space, BASE + n * 1024, 512, RW, Map::Shared(file, 0));
+                    w.read(space, BASE + n * 1024);
+                    w.slot(vm, n * 1024, BASE, 512, SlotFlags::UNMAPPED);
+                    w.guest_read(vm, n * 1024);
+                }
+                machine.leave(w.manager.stage2_root(vm, AsId::NORMAL).unwrap());
+                w.manager.destroy_vm(vm);
+                w.leave(space);
+            }
+            let head = w.manager.cached_page(spaces[0], BASE).expect("somebody has it");
+            let folio = w.manager.folio(head).expect("a folio");
+            for space in spaces {
+                let ledger = w.manager.ledger(folio, space.raw());
+                let walked = w.manager.ledger_by_walk(folio, space.raw());
+                let shared = [&Class::ALL[..], &OF_VMS].map(|among| rank(&ledger.maybe_shared(among, walked.mine())));
+                let ranks = [
+                    rank(&ledger.unreached()),
+                    shared[0].max(shared[1]),
+                    rank(&ledger.huge_at_both([&ledger], Order::GIGANTIC)),
+                    rank(&ledger.only_by_processes()),
+                    rank(&ledger.held_by_leaves_only()),
+                    rank(&ledger.early_stop()),
+                ];
+                for (worst, rank) in worst.iter_mut().zip(ranks) {
+                    *worst = rank.max(*worst);
+                }
+            }
+            w.end_vms(&[file]);
+        }
+        worst.map(|rank| ['=', '>', '~', 'w', '-'][rank])
+    }
+}
+
+fn rank<T>(answer: &Answer<T>) -> usize {
+    match answer {
+        Answer::Exact(_) => 0,
+        Answer::Errs(_) => 1,
+        Answer::About(_) => 2,
+        Answer::Walk => 3,
+        Answer::Cannot => 4,
+    }
+}
+
+#[test]
+fn how_surely_each_scheme_answers_is_what_is_written() {
+    let text = include_str!("../SCHEMES.md");
+    let table = text.split("How surely each scheme answers, for folios").nth(1).expect("the table");
+    for scheme in Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All) {
+        let sure = scheme.run(Sureness);
+        let row = format!("| `{}` | {} |", scheme.name(), sure.map(String::from).join(" | "));
+        assert!(table.lines().take(20).any(|line| line == row), "found: {row}");
     }
 }

@@ -212,6 +212,22 @@ impl UnderScheme for Example {
     }
 }
 
+/// The table of SCHEMES.md has the columns that are compared.
+#[test]
+fn the_worked_example_is_what_is_written_of_it() {
+    let text = include_str!("../SCHEMES.md");
+    let pair = |(leaves, pages): (u64, u64)| format!("{leaves}, {pages}");
+    for (step, (c, what)) in example::EXPECTED.iter().zip(example::WHAT).enumerate() {
+        let (gf, its_vms, hf, vms) = (pair(c.gf), pair(c.gf_nested), pair(c.hf), pair(c.hf_vms));
+        let (huge, k) = (if c.huge_both { "yes" } else { "no" }, pair(c.tuples));
+        let row = format!(
+            "| n{step} | {gf} | {its_vms} | {hf} | {vms} | {} | {huge} | {k} | {} | {what} |",
+            c.owners, c.entire
+        );
+        assert!(text.lines().any(|line| line == row), "{row}");
+    }
+}
+
 #[test]
 fn the_worked_example() {
     for scheme in Scheme::EACH {
