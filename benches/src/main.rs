@@ -9,6 +9,7 @@
 
 mod beside;
 mod emulator;
+mod engine;
 mod golden;
 mod kernel;
 mod library;

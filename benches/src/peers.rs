@@ -18,6 +18,7 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
+use crate::engine::Alone;
 use crate::work::{Op, Probe, Shape, TIMES};
 
 const AT: u64 = 0x10_0000_0000;
@@ -79,6 +80,7 @@ pub(crate) fn peers(shape: Shape) -> Vec<Box<dyn Peer>> {
         return Vec::new();
     }
     vec![
+        Box::new(On { engine: Alone::new(shape), shape }),
         Box::new(On { engine: X86::new(shape), shape }),
         Box::new(On { engine: Multiarch::new(shape), shape }),
         Box::new(On { engine: Generic::new(shape), shape }),
