@@ -60,7 +60,7 @@ fn machine_frames(workload: &Workload, config: &Config, frames: u64) -> u64 {
 }
 
 /// Whether KVM offers the CPU of an engine to its guests.
-fn require(stage2: Stage2) -> Result<(), Error> {
+pub(crate) fn require(stage2: Stage2) -> Result<(), Error> {
     let offered = Guests::offered(&kvm::open()?)?;
     let (wanted, vendor) = match stage2 {
         Stage2::Ept => (matches!(offered, Some(Guests::Vmx)), "VMX, of Intel's CPUs"),

@@ -19,6 +19,7 @@ use crate::memory::{Backing, Populate};
 use crate::run::Timings;
 use crate::stats::Stat;
 use crate::workload::Workload;
+pub(crate) use in_vm::require;
 
 /// Where the manager runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -118,7 +119,7 @@ pub enum Stage2 {
 }
 
 impl Stage2 {
-    const fn word(self) -> u64 {
+    pub(crate) const fn word(self) -> u64 {
         match self {
             Self::None => engine::NONE,
             Self::Shadow => engine::SHADOW,
