@@ -70,17 +70,17 @@ pub enum Operation {
     Teardown = 39,
     /// mprotect of one page of a 2 MiB leaf, which is split. One folio.
     Split = 40,
-    /// A stage-2 fault on a folio that the VMM's space has mapped. One folio.
+    /// Stage-2 faults on folios that the VMM's space has mapped. A [batch](batch) of folios.
     Stage2Fault = 41,
-    /// A stage-2 fault on memory that the VMM's space must make first. One folio.
+    /// Stage-2 faults on memory that the VMM's space must make first. A batch of folios.
     HostFault = 42,
     /// The first store of a process inside of a VM, through the MMU, on composed tables: the guest's own fault, that of the VMM's space, stage 2 and the composed leaf. One folio.
     NestedFault = 43,
-    /// A fault of a tenant's own tenant on the root that is composed for it: a nested leaf. One folio.
+    /// Faults of a tenant's own tenant on the root that is composed for it: nested leaves. A batch of folios.
     ComposeFault = 44,
     /// The dirty log starts: large leaves are split, and none can be stored to. All folios.
     LogStart = 45,
-    /// The first store to a page that is logged. One page.
+    /// The first stores to pages that are logged. A batch of pages.
     LogStore = 46,
     /// The log is read when every page was stored to, and starts anew. All folios.
     LogTake = 47,
@@ -97,12 +97,20 @@ pub enum Operation {
 /// What a sample of an operation is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One page.
-    Page,
     /// One folio.
     Folio,
+    /// A [`batch`] of folios, one after the other: what a time stamp is too coarse for.
+    Folios,
+    /// A batch of pages.
+    Pages,
     /// All folios of the round.
     All,
+}
+
+/// Of `units` folios or pages, how many one sample of a batch is of.
+#[must_use]
+pub const fn batch(units: u64) -> u64 {
+    if units < FLOOR_FAULTS { units } else { FLOOR_FAULTS }
 }
 
 impl Operation {
@@ -182,7 +190,8 @@ impl Operation {
     #[must_use]
     pub const fn scope(self) -> Scope {
         match self {
-            Self::LogStore => Scope::Page,
+            Self::LogStore => Scope::Pages,
+            Self::Stage2Fault | Self::HostFault | Self::ComposeFault => Scope::Folios,
             Self::Touch | Self::Fork | Self::Unmap | Self::Teardown => Scope::All,
             Self::LogStart | Self::LogTake | Self::LogStop => Scope::All,
             Self::Clone | Self::VmTeardown | Self::VmmTeardown => Scope::All,
@@ -258,8 +267,7 @@ impl Layer {
         match self {
             Self::FaultManager | Self::CowManager | Self::Zero => 1,
             Self::Reflect | Self::Guest | Self::Host | Self::Stage2 | Self::Compose => 1,
-            _ if folios < FLOOR_FAULTS => folios,
-            _ => FLOOR_FAULTS,
+            _ => batch(folios),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::addr::{Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
 use crate::mapcount::{Accounting, Classes, Refused};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{PageTable, Tables};
+use crate::page_table::{PageTable, Place, Tables};
 use crate::space::{Access, Manager, PAGES_END};
 use crate::sync::lock_word;
 
@@ -194,6 +194,15 @@ pub(crate) struct Due {
     pub(crate) gfn: u64,
     /// The guest's entry.
     origin: u64,
+}
+
+/// Where entries beside each other of one shadow page have their origins, found once for all of them. With the shadow lock held it stays so.
+#[derive(Default)]
+struct Origins {
+    /// The frame of the guest's table.
+    guest: Option<Pfn>,
+    /// The stage-2 table that the last of them was looked up in.
+    stage2: Option<Place>,
 }
 
 /// The guest's entry for an access.
@@ -458,7 +467,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     /// Enters the leaf at entry `i` of `at`, and those around it that the same folio has there.
     fn enter_composed<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize, goal: Goal) -> Result<Step, Stop> {
         let Role { kind, level, view, .. } = at.role();
-        let due = self.due::<G>(vm, at, i).filter(|due| due.leaf.attrs.has(goal.leaf_rights())).ok_or(Step::Again)?;
+        let mut origins = Origins::default();
+        let due = self.due_near::<G>(vm, at, i, &mut origins);
+        let due = due.filter(|due| due.leaf.attrs.has(goal.leaf_rights())).ok_or(Step::Again)?;
         let done = |kind, pages| Composed { kind, level, pages, stage2_faults: 0, nested_faults: 0 };
         match self.shadow_entry(vm, at, i) {
             Entry::Absent => {}
@@ -486,7 +497,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if let Some(folio) = folio
             && !slot.flags.has(SlotFlags::LOGGING)
         {
-            let fits = |j: usize| {
+            let mut fits = |j: usize| {
                 let (ahead, behind) = (j.saturating_sub(i) as u64 * step, i.saturating_sub(j) as u64 * step);
                 let pfn = (due.leaf.pfn.raw() + ahead).checked_sub(behind)?;
                 let gfn = (due.gfn + ahead).checked_sub(behind)?;
@@ -494,7 +505,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 let there = (folio.head().raw()..folio.end().raw()).contains(&pfn)
                     && slot.gfns().contains(&gfn)
                     && gfn + step <= slot.gfns().end;
-                let other = if here && there { self.due::<G>(vm, at, j) } else { None };
+                let other = if here && there { self.due_near::<G>(vm, at, j, &mut origins) } else { None };
                 other.filter(|other| {
                     other.leaf == Leaf { pfn: Pfn::new(pfn), attrs: due.leaf.attrs } && other.gfn == gfn
                 })
@@ -553,11 +564,28 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     fn stage2_below(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Option<Below> {
-        let (place, leaf) = in_format!(vm.format(), F => {
-            if gfn >= F::ROOT.table_pages() { None } else { self.stage2_lookup(vm.id, view, gfn) }
-        })?;
-        let pfn = leaf.pfn.add(gfn - place.page);
-        Some(Below { leaf: Leaf { pfn, ..leaf }, level: place.level, gfn })
+        self.stage2_near(vm, view, gfn, &mut None)
+    }
+
+    /// The same, looked up first in the table where the last one was; or left there for the next.
+    fn stage2_near(&self, vm: &Vm<'_>, view: AsId, gfn: u64, near: &mut Option<Place>) -> Option<Below> {
+        in_format!(vm.format(), F => {
+            let last = near.filter(|place| (gfn ^ place.page) & !(place.level.table_pages() - 1) == 0);
+            let here = last.and_then(|place| {
+                match F::decode(self.entries(place.table)[place.level.index(gfn)].load(Relaxed), place.level) {
+                    Entry::Leaf(leaf) => Some((Place { page: gfn & !(place.level.entry_pages() - 1), ..place }, leaf)),
+                    _ => None,
+                }
+            });
+            let (place, leaf) = match here {
+                Some(here) => here,
+                None if gfn < F::ROOT.table_pages() => self.stage2_lookup(vm.id, view, gfn)?,
+                None => return None,
+            };
+            *near = Some(place);
+            let pfn = leaf.pfn.add(gfn - place.page);
+            Some(Below { leaf: Leaf { pfn, ..leaf }, level: place.level, gfn })
+        })
     }
 
     /// What stands below a page that a guest's table names.
@@ -579,11 +607,19 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The leaf that entry `i` of a shadow page ought to be, by the guest's entry and what stands below; `None` where there is none, or the guest's entry was never used.
     pub(crate) fn due<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize) -> Option<Due> {
+        self.due_near::<G>(vm, at, i, &mut Origins::default())
+    }
+
+    fn due_near<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize, origins: &mut Origins) -> Option<Due> {
         let role = at.role();
         let (first, rights, is_dirty, origin) = if role.direct {
             (at.gfn() + i as u64 * role.level.entry_pages(), role.rights, role.rights.has(Attrs::WRITE), 0)
         } else {
-            let (frame, _) = self.table_frame(vm, at)?;
+            let frame = match origins.guest {
+                Some(frame) => frame,
+                None => self.table_frame(vm, at)?.0,
+            };
+            origins.guest = Some(frame);
             let raw = self.entries(frame)[i].load(Relaxed);
             let Entry::Leaf(leaf) = G::decode(raw, role.level) else { return None };
             if !leaf.attrs.has(Attrs::ACCESSED)
@@ -594,7 +630,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             (leaf.pfn.raw(), both(role.rights, leaf.attrs), leaf.attrs.has(Attrs::DIRTY), raw)
         };
-        let below = self.below(vm, role, first).filter(|below| below.level >= role.level)?;
+        let below = match role.over {
+            0 => self.stage2_near(vm, role.view, first, &mut origins.stage2),
+            _ => self.below(vm, role, first),
+        };
+        let below = below.filter(|below| below.level >= role.level)?;
         let theirs = below.leaf.attrs;
         let stores = rights.has(Attrs::WRITE) && is_dirty;
         let attrs = Attrs::ACCESSED

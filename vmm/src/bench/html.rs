@@ -230,7 +230,7 @@ fn nested(html: &mut String, bench: &Bench) {
             let rows = line_of(bench, operation.name(), Some(scheme)).into_iter().filter(|row| row.unit == unit);
             rows.collect::<Vec<_>>()
         };
-        let is_here = |operation: &Operation| (operation.scope() != Scope::Folio) == bulk;
+        let is_here = |operation: &Operation| matches!(operation.scope(), Scope::Pages | Scope::All) == bulk;
         let rows: Vec<_> = Operation::OF_VMS.into_iter().filter(is_here).map(line).collect();
         let _ = write!(html, "<h3>{title}</h3>");
         plot_rows(html, rows, per_unit(unit));

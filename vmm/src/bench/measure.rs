@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quire::abi::bench::{Layer, Operation, Scope, Shape, spare, word};
+use quire::abi::bench::{Layer, Operation, Scope, Shape, batch, spare, word};
 use quire::abi::replay::metadata_of;
 use quire::abi::results;
 use quire::abi::sample::Sample;
@@ -292,7 +292,7 @@ impl Collection {
                 peers: BTreeMap::new(),
                 unit: match operation.scope() {
                     Scope::All if !vms::is_of_vms(operation) => "ns per page",
-                    Scope::Page => "ns per page",
+                    Scope::Pages => "ns per page",
                     _ => "ns per folio",
                 }
                 .to_owned(),
@@ -371,8 +371,13 @@ fn shape_of(sample: &Sample) -> Option<(Shape, bool)> {
 fn units(kind: u8, shape: Shape, pages: u64) -> f64 {
     let folios = shape.folios(pages);
     let units = match (Operation::of_kind(kind), Layer::of_kind(kind)) {
-        (Some(operation), _) if operation.is_bulk() && vms::is_of_vms(operation) => folios,
-        (Some(operation), _) if operation.is_bulk() => pages,
+        (Some(operation), _) => match operation.scope() {
+            Scope::Folio => 1,
+            Scope::Folios => batch(folios),
+            Scope::Pages => batch(pages),
+            Scope::All if vms::is_of_vms(operation) => folios,
+            Scope::All => pages,
+        },
         (_, Some(layer)) => layer.folios(folios),
         _ => 1,
     };

@@ -13,6 +13,9 @@ use crate::replay::{Stage2, require};
 
 /// Memory of the VM whose end is timed, where the host has room for what it takes.
 const MEMORY: u64 = 1 << 30;
+/// Pages of folios in a round of what takes no exceptions, and rounds of it.
+const PAGES: u64 = 4096;
+const ROUNDS: u64 = 4;
 /// The least.
 pub const LEAST_MEMORY: u64 = 4 << 20;
 /// Those of the operations that are about the end of a VM.
@@ -86,10 +89,9 @@ impl Collection {
     /// One turn of operations on VMs.
     pub(super) fn turn_of_vms(&mut self, options: &Options, vms: &Vms, is_first: bool) -> Result<(), Error> {
         let mut small = options.among(&Operation::OF_VMS);
+        small.retain(|operation| !END.contains(operation) && *operation != Operation::NestedFault);
         // In guest mode processes do not come by composed tables.
-        small.retain(|&operation| {
-            !END.contains(&operation) && (operation != Operation::NestedFault || vms.stage2 == Stage2::Shadow)
-        });
+        let nested = if vms.stage2 == Stage2::Shadow { options.among(&[Operation::NestedFault]) } else { Vec::new() };
         for &scheme in &vms.schemes {
             let plan = Plan {
                 scheme,
@@ -102,7 +104,8 @@ impl Collection {
                 is_recounted: is_first,
                 ..Plan::default()
             };
-            self.boot(&Plan { operations: small.clone(), ..plan.clone() }, options)?;
+            self.boot(&Plan { operations: small.clone(), pages: PAGES, rounds: ROUNDS, ..plan.clone() }, options)?;
+            self.boot(&Plan { operations: nested.clone(), ..plan.clone() }, options)?;
             for &shape in &options.shapes {
                 let end = Plan {
                     operations: options.among(&END),
@@ -115,12 +118,7 @@ impl Collection {
                 };
                 self.boot(&end, options)?;
             }
-            let layers = Plan {
-                operations: small.iter().copied().filter(|&operation| operation == Operation::NestedFault).collect(),
-                has_layers: true,
-                is_recounted: false,
-                ..plan
-            };
+            let layers = Plan { operations: nested.clone(), has_layers: true, is_recounted: false, ..plan };
             self.boot(&layers, options)?;
         }
         Ok(())

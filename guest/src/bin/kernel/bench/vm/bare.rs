@@ -86,13 +86,12 @@ impl<'a> Bare<'a> {
     fn fault(&self, clock: Clock, operation: Operation) {
         self.fill(self.space);
         let n = (self.leaves / self.shape.folios(self.pages)) as usize;
-        for nth in 0..self.faults as usize {
-            let [stage2, space] = [self.stage2, self.space].map(|table| {
-                let at = nth * n;
-                &self.machine.frame(table.add((at / ENTRIES) as u64)).0[at % ENTRIES..at % ENTRIES + n]
-            });
-            let first = self.data.address() | READ_WRITE;
-            clock.time(operation, || match operation {
+        let first = self.data.address() | READ_WRITE;
+        let _ = clock.time_batches(operation, 0..self.shape.folios(self.pages) as u32, |nth| {
+            let at = nth as usize * n;
+            let [stage2, space] = [self.stage2, self.space]
+                .map(|table| &self.machine.frame(table.add((at / ENTRIES) as u64)).0[at % ENTRIES..at % ENTRIES + n]);
+            match operation {
                 Operation::ComposeFault => {
                     for (from, to) in space.iter().zip(stage2) {
                         to.store(from.load(Relaxed), Relaxed);
@@ -103,8 +102,9 @@ impl<'a> Bare<'a> {
                     self.store(stage2, first);
                 }
                 _ => self.store(stage2, first),
-            });
-        }
+            }
+            Ok(())
+        });
     }
 
     fn store(&self, entries: &[AtomicU64], first: u64) {
@@ -130,14 +130,14 @@ impl<'a> Bare<'a> {
 
     /// Each page's entry gets the right, and the log its bit.
     fn log_store(&self, clock: Clock) {
-        for page in 0..self.pages as usize {
+        let _ = clock.time_batches(Operation::LogStore, 0..self.pages as u32, |page| {
+            let page = page as usize;
             let entry = &self.machine.frame(self.stage2.add((page / ENTRIES) as u64)).0[page % ENTRIES];
             let word = self.log_word(page);
-            clock.time(Operation::LogStore, || {
-                entry.store(entry.load(Relaxed) | WRITE, Relaxed);
-                word.store(word.load(Relaxed) | 1 << (page % 64), Relaxed);
-            });
-        }
+            entry.store(entry.load(Relaxed) | WRITE, Relaxed);
+            word.store(word.load(Relaxed) | 1 << (page % 64), Relaxed);
+            Ok(())
+        });
     }
 
     fn log_word(&self, page: usize) -> &AtomicU64 {

@@ -35,22 +35,23 @@ pub(super) fn play<A: Accounting>(scene: &Scene<'_, '_, A>) -> Result<(), &'stat
         Stage2Format::LongMode => write_table::<LongMode>(plan.pages, tables, shape.level, frame),
     }
     let root = memory.nested_root(tables);
-    for gfn in tenant.folios() {
-        let composed = clock
-            .time(Operation::ComposeFault, || host.compose_fault(tenant.vm, root, gfn, Access::Write))
+    let expected = Composed {
+        kind: ComposedKind::Mapped,
+        level: shape.level,
+        pages: shape.order.pages(),
+        stage2_faults: 0,
+        nested_faults: 0,
+    };
+    clock.time_batches(Operation::ComposeFault, tenant.folios(), |gfn| {
+        let composed = host
+            .compose_fault(tenant.vm, root, gfn, Access::Write)
             .map_err(|_| "benchmark: a nested fault was not served")?;
-        let expected = Composed {
-            kind: ComposedKind::Mapped,
-            level: shape.level,
-            pages: shape.order.pages(),
-            stage2_faults: 0,
-            nested_faults: 0,
-        };
-        if composed != expected {
-            log!("benchmark: a nested fault at {gfn:#x} was {composed:?}, not {expected:?}");
-            return Err("benchmark: a nested fault did not map one folio");
+        if composed == expected {
+            return Ok(());
         }
-    }
+        log!("benchmark: a nested fault at {gfn:#x} was {composed:?}, not {expected:?}");
+        Err("benchmark: a nested fault did not map one folio")
+    })?;
     scene.check(false)?;
     memory.leave_all();
     tenant.end();

@@ -51,9 +51,7 @@ pub(super) fn log<A: Accounting>(scene: &Scene<'_, '_, A>) -> Result<(), &'stati
     if host.vm_leaves(vm) != [pages, 0, 0] {
         return Err("benchmark: a log did not split all leaves");
     }
-    for gfn in 0..pages {
-        clock.time(Operation::LogStore, || tenant.stage2_fault(gfn))?;
-    }
+    clock.time_batches(Operation::LogStore, 0..pages as u32, |gfn| tenant.stage2_fault(gfn.into()).map(drop))?;
     let mut found = 0;
     clock.time(Operation::LogTake, || host.take_log(vm, AsId::NORMAL, slot, |_| found += 1));
     if found != pages {

@@ -49,9 +49,10 @@ impl<'s, 'a, 'm, A: Accounting> Tenant<'s, 'a, 'm, A> {
     }
 
     /// The first guest frames of the round's folios.
-    pub(super) fn folios(&self) -> impl Iterator<Item = u64> + use<A> {
+    pub(super) fn folios(&self) -> impl ExactSizeIterator<Item = u64> + use<A> {
         let order = self.scene.clock.shape.order;
-        (0..self.scene.clock.shape.folios(self.scene.plan.pages)).map(move |nth| nth << order.get())
+        // 32 bits: such a range knows its length.
+        (0..self.scene.clock.shape.folios(self.scene.plan.pages) as u32).map(move |nth| u64::from(nth) << order.get())
     }
 
     /// Has the VMM map every folio.
@@ -77,24 +78,25 @@ impl<'s, 'a, 'm, A: Accounting> Tenant<'s, 'a, 'm, A> {
     /// When one was not of one whole folio.
     pub(super) fn stage2_faults(&self, operation: Option<Operation>, host_faults: u32) -> Result<(), &'static str> {
         let clock = self.scene.clock;
-        for gfn in self.folios() {
-            let fault = match operation {
-                Some(operation) => clock.time(operation, || self.stage2_fault(gfn))?,
-                None => self.stage2_fault(gfn)?,
-            };
-            let expected = VmFault {
-                kind: VmFaultKind::Mapped,
-                level: clock.shape.level,
-                pages: clock.shape.order.pages(),
-                order: clock.shape.order,
-                host_faults,
-            };
-            if fault != expected {
-                log!("benchmark: a stage-2 fault at {gfn:#x} was {fault:?}, not {expected:?}");
-                return Err("benchmark: a stage-2 fault did not map one folio");
+        let expected = VmFault {
+            kind: VmFaultKind::Mapped,
+            level: clock.shape.level,
+            pages: clock.shape.order.pages(),
+            order: clock.shape.order,
+            host_faults,
+        };
+        let fault = |gfn: u64| {
+            let fault = self.stage2_fault(gfn)?;
+            if fault == expected {
+                return Ok(());
             }
+            log!("benchmark: a stage-2 fault at {gfn:#x} was {fault:?}, not {expected:?}");
+            Err("benchmark: a stage-2 fault did not map one folio")
+        };
+        match operation {
+            Some(operation) => clock.time_batches(operation, self.folios(), fault),
+            None => self.folios().try_for_each(fault),
         }
-        Ok(())
     }
 
     /// One store's stage-2 fault.
