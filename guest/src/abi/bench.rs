@@ -325,12 +325,16 @@ pub const fn vm_pages(pages: u64, operations: u64) -> u64 {
     if operations & Operation::NestedFault.bit() != 0 { 2 * pages + 2048 } else { pages + pages / 512 + 512 }
 }
 
-/// Frames that a manager with such a VM needs: also slots, tables at every level, records, a copy's tables, its reserve, and what alignment loses.
+/// Frames that a manager with such a VM needs: also slots, tables at every level, records, a copy's tables, its reserve, and what alignment loses, up to half where two folios
+/// would fill a block that has slots in it.
 #[must_use]
 pub const fn vm_chunk(pages: u64, operations: u64) -> u64 {
     let memory = vm_pages(pages, operations);
-    (memory + memory / 32 + 4 * 512).next_multiple_of(512)
+    (2 * memory + memory / 32 + 4 * 512).next_multiple_of(512)
 }
+
+/// Pages of a round that warms up where frames that nobody has touched are short.
+pub const WARM_PAGES: u64 = 512;
 
 /// The spare bits of a sample.
 pub mod spare {

@@ -466,9 +466,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
     /// Enters the leaf at entry `i` of `at`, and those around it that the same folio has there.
     fn enter_composed<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize, goal: Goal) -> Result<Step, Stop> {
-        let Role { kind, level, view, .. } = at.role();
+        let role = at.role();
+        let Role { kind, level, view, .. } = role;
         let mut origins = Origins::default();
-        let due = self.due_near::<G>(vm, at, i, &mut origins);
+        let due = self.due_near::<G>(vm, at, role, i, &mut origins);
         let due = due.filter(|due| due.leaf.attrs.has(goal.leaf_rights())).ok_or(Step::Again)?;
         let done = |kind, pages| Composed { kind, level, pages, stage2_faults: 0, nested_faults: 0 };
         match self.shadow_entry(vm, at, i) {
@@ -478,7 +479,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 if now.attrs.has(due.leaf.attrs) {
                     return Ok(Step::Done(done(ComposedKind::Spurious, 0)));
                 }
-                self.set_leaf(vm, at, i, due.leaf);
+                self.set_leaves(vm, at, i..i + 1, due.leaf);
                 return Ok(Step::Done(done(ComposedKind::Upgraded, level.entry_pages())));
             }
             _ => {
@@ -497,15 +498,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if let Some(folio) = folio
             && !slot.flags.has(SlotFlags::LOGGING)
         {
+            let here = self.entries(at.table());
             let mut fits = |j: usize| {
                 let (ahead, behind) = (j.saturating_sub(i) as u64 * step, i.saturating_sub(j) as u64 * step);
                 let pfn = (due.leaf.pfn.raw() + ahead).checked_sub(behind)?;
                 let gfn = (due.gfn + ahead).checked_sub(behind)?;
-                let here = matches!(self.shadow_entry(vm, at, j), Entry::Absent);
+                // An entry that holds nothing is zero in a table of ours.
+                let is_absent = here[j].load(Relaxed) == 0;
                 let there = (folio.head().raw()..folio.end().raw()).contains(&pfn)
                     && slot.gfns().contains(&gfn)
                     && gfn + step <= slot.gfns().end;
-                let other = if here && there { self.due_near::<G>(vm, at, j, &mut origins) } else { None };
+                let other = if is_absent && there { self.due_near::<G>(vm, at, role, j, &mut origins) } else { None };
                 other.filter(|other| {
                     other.leaf == Leaf { pfn: Pfn::new(pfn), attrs: due.leaf.attrs } && other.gfn == gfn
                 })
@@ -517,7 +520,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 first = other.leaf.pfn;
                 self.set_origin(at, range.start, other.origin);
             }
-            while range.end < at.end()
+            let end = at.end();
+            while range.end < end
                 && let Some(other) = fits(range.end)
             {
                 self.set_origin(at, range.end, other.origin);
@@ -533,9 +537,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 return Err(ComposeError::Refused(refused).into());
             }
         }
-        for (k, i) in range.enumerate() {
-            self.set_leaf(vm, at, i, Leaf { pfn: first.add(k as u64 * step), attrs: due.leaf.attrs });
-        }
+        self.set_leaves(vm, at, range, Leaf { pfn: first, attrs: due.leaf.attrs });
         at.set_leaves(at.leaves() + n);
         vm.note_composed(kind, n as i64);
         Ok(Step::Done(done(ComposedKind::Mapped, n * step)))
@@ -607,11 +609,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The leaf that entry `i` of a shadow page ought to be, by the guest's entry and what stands below; `None` where there is none, or the guest's entry was never used.
     pub(crate) fn due<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize) -> Option<Due> {
-        self.due_near::<G>(vm, at, i, &mut Origins::default())
+        self.due_near::<G>(vm, at, at.role(), i, &mut Origins::default())
     }
 
-    fn due_near<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize, origins: &mut Origins) -> Option<Due> {
-        let role = at.role();
+    fn due_near<G: Format>(
+        &self,
+        vm: &Vm<'_>,
+        at: ShadowPage<'_>,
+        role: Role,
+        i: usize,
+        origins: &mut Origins,
+    ) -> Option<Due> {
         let (first, rights, is_dirty, origin) = if role.direct {
             (at.gfn() + i as u64 * role.level.entry_pages(), role.rights, role.rights.has(Attrs::WRITE), 0)
         } else {

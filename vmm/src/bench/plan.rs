@@ -145,14 +145,19 @@ impl Plan {
     }
 
     fn memory_of_vms(&self) -> u64 {
-        let rounds = |shape| self.rounds(shape) + u64::from(self.is_recounted);
-        let managers = match self.frames {
-            // A manager for each round and operation at most.
-            Frames::Fresh => self.shapes.iter().map(|&shape| rounds(shape)).sum::<u64>() * self.operations.len() as u64,
-            _ => 1,
+        let chunk = |pages| bench::vm_chunk(pages, self.mask());
+        let managed = match self.frames {
+            // A manager for each round and operation at most, but for the two that end one VM; the first round is smaller if it is not recounted.
+            Frames::Fresh => {
+                let rounds: u64 = self.shapes.iter().map(|&shape| self.rounds(shape)).sum();
+                let first = chunk(if self.is_recounted { self.pages } else { bench::WARM_PAGES });
+                let acts = self.operations.iter().filter(|&&operation| operation != Operation::VmmTeardown).count();
+                (rounds * chunk(self.pages) + self.shapes.len() as u64 * first) * acts.max(1) as u64
+            }
+            _ => chunk(self.pages),
         };
         // The floor has three entries for each page.
-        let frames = managers * bench::vm_chunk(self.pages, self.mask()) + self.pages / 128 + 2048;
+        let frames = managed + self.pages / 128 + 2048;
         (frames + frames / 32) << 12
     }
 }

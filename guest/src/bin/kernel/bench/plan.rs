@@ -101,6 +101,11 @@ impl Plan {
         shape.folios(self.pages).min(FLOOR_FAULTS)
     }
 
+    /// The same with `pages` in a round, no more than before.
+    pub fn of_pages(&self, pages: u64) -> Self {
+        Self { pages, ..*self }
+    }
+
     /// Whether VMs are what is timed.
     pub fn is_of_vms(&self) -> bool {
         Operation::is_of_vms(self.operations)

@@ -17,7 +17,7 @@ mod tenant;
 use core::slice;
 use core::sync::atomic::Ordering::Relaxed;
 
-use quire::abi::bench::{Operation, Shape, frames, word};
+use quire::abi::bench::{Operation, Shape, WARM_PAGES, frames, word};
 use quire::abi::replay::metadata_words;
 use quire::audit::Recount;
 use quire::mapcount::{Accounting, Classes};
@@ -54,10 +54,12 @@ pub(super) fn run<A: Accounting>(run: &Run<'_>, plan: &Plan, shape: Shape, used:
         (&[Operation::NestedFault], process::play),
     ];
     let mut bare = Bare::new(run.machine, plan, shape);
-    // What nobody has touched is not for warming up.
-    let first = u64::from(plan.frames == frames::FRESH && !plan.is_recounted);
-    for round in first..=plan.rounds(shape) {
+    for round in 0..=plan.rounds(shape) {
         let clock = Clock { runs: round > 0, shape, is_floor: false };
+        // What nobody has touched is not for warming up.
+        let is_short = plan.frames == frames::FRESH && !plan.is_recounted && round == 0;
+        let warm = plan.of_pages(WARM_PAGES.min(plan.pages));
+        let plan = if is_short { &warm } else { plan };
         for (operations, act) in acts {
             let is_wanted = operations.iter().any(|&operation| plan.wants(operation));
             if is_wanted && !scene(run, plan, clock, used, act)? {
