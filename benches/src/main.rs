@@ -16,6 +16,7 @@ mod linux;
 mod machine;
 mod operation;
 mod peers;
+mod vm;
 mod work;
 
 use std::process::ExitCode;

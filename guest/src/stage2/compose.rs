@@ -15,13 +15,13 @@ use super::fault::HOST_WRITE;
 use super::shadow_page::{ALL_RIGHTS, Kind, Role, ShadowPage};
 use super::slot::SlotFlags;
 use super::{AsId, RootId, Vm, VmAccess, VmFaultError, VmId, in_format};
-use crate::addr::{Level, Pfn};
+use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
 use crate::mapcount::{Accounting, Classes, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{PageTable, Place, Tables};
 use crate::space::{Access, Manager, PAGES_END};
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// What a fault on a composed table turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +217,29 @@ enum FoundEntry {
     Table(u64),
     /// Memory, from this page on; whether it is marked dirty.
     Leaf(u64, bool),
+}
+
+/// Entries of a guest's table and of stage 2 below it, and what both say at one place.
+struct Alike<'a> {
+    /// The index there, the guest's entry, and how much the next would be larger.
+    first: (usize, u64, u64),
+    guest: &'a [AtomicU64; ENTRIES],
+    /// The same of stage 2.
+    below: (usize, u64, u64),
+    stage2: &'a [AtomicU64; ENTRIES],
+}
+
+impl Alike<'_> {
+    /// The guest's entry at `j`, if there too both say the same, for memory so much further on.
+    #[inline]
+    fn origin(&self, j: usize) -> Option<u64> {
+        // Before the first place as well: all of it wraps.
+        let ahead = j.wrapping_sub(self.first.0);
+        let expected = |(_, raw, step): (usize, u64, u64)| raw.wrapping_add(step.wrapping_mul(ahead as u64));
+        let below = self.stage2.get(self.below.0.wrapping_add(ahead))?;
+        let origin = expected(self.first);
+        (self.guest[j].load(Relaxed) == origin && below.load(Relaxed) == expected(self.below)).then_some(origin)
+    }
 }
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
@@ -499,6 +522,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             && !slot.flags.has(SlotFlags::LOGGING)
         {
             let here = self.entries(at.table());
+            let alike = self.alike::<G>(vm, role, i, &due, &origins);
             let mut fits = |j: usize| {
                 let (ahead, behind) = (j.saturating_sub(i) as u64 * step, i.saturating_sub(j) as u64 * step);
                 let pfn = (due.leaf.pfn.raw() + ahead).checked_sub(behind)?;
@@ -508,8 +532,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 let there = (folio.head().raw()..folio.end().raw()).contains(&pfn)
                     && slot.gfns().contains(&gfn)
                     && gfn + step <= slot.gfns().end;
-                let other = if is_absent && there { self.due_near::<G>(vm, at, role, j, &mut origins) } else { None };
-                other.filter(|other| {
+                if !is_absent || !there {
+                    return None;
+                }
+                if let Some(origin) = alike.as_ref().and_then(|alike| alike.origin(j)) {
+                    return Some(Due { leaf: Leaf { pfn: Pfn::new(pfn), ..due.leaf }, gfn, origin });
+                }
+                self.due_near::<G>(vm, at, role, j, &mut origins).filter(|other| {
                     other.leaf == Leaf { pfn: Pfn::new(pfn), attrs: due.leaf.attrs } && other.gfn == gfn
                 })
             };
@@ -541,6 +570,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         at.set_leaves(at.leaves() + n);
         vm.note_composed(kind, n as i64);
         Ok(Step::Done(done(ComposedKind::Mapped, n * step)))
+    }
+
+    /// What stands around the origins of `due`, entry `i` of a shadow page in `role`, where both levels have leaves of that size.
+    fn alike<G: Format>(&self, vm: &Vm<'_>, role: Role, i: usize, due: &Due, origins: &Origins) -> Option<Alike<'_>> {
+        let (guest, place) = (origins.guest?, origins.stage2?);
+        if role.direct || role.over != 0 || place.level != role.level {
+            return None;
+        }
+        let (guest, stage2) = (self.entries(guest), self.entries(place.table));
+        let at = place.level.index(due.gfn);
+        let raw = stage2[at].load(Relaxed);
+        let (entry, step) = in_format!(vm.format(), F => (F::decode(raw, place.level), F::leaf_step(place.level)));
+        matches!(entry, Entry::Leaf(leaf) if leaf.pfn == due.leaf.pfn).then_some(Alike {
+            first: (i, due.origin, G::leaf_step(role.level)),
+            guest,
+            below: (at, raw, step),
+            stage2,
+        })
     }
 
     /// Marks the stage-2 leaf of `gfn` accessed, as an MMU that walks it would.

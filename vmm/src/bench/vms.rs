@@ -112,7 +112,7 @@ impl Collection {
                     shapes: vec![shape],
                     frames: Frames::Fresh,
                     pages: vms.memory >> 12,
-                    rounds: 1,
+                    rounds: 2,
                     samples: 0,
                     ..plan.clone()
                 };
