@@ -522,6 +522,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             && !slot.flags.has(SlotFlags::LOGGING)
         {
             let here = self.entries(at.table());
+            let (frames, gfns) = (folio.head().raw()..folio.end().raw(), slot.gfns());
             let alike = self.alike::<G>(vm, role, i, &due, &origins);
             let mut fits = |j: usize| {
                 let (ahead, behind) = (j.saturating_sub(i) as u64 * step, i.saturating_sub(j) as u64 * step);
@@ -529,9 +530,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 let gfn = (due.gfn + ahead).checked_sub(behind)?;
                 // An entry that holds nothing is zero in a table of ours.
                 let is_absent = here[j].load(Relaxed) == 0;
-                let there = (folio.head().raw()..folio.end().raw()).contains(&pfn)
-                    && slot.gfns().contains(&gfn)
-                    && gfn + step <= slot.gfns().end;
+                let there = frames.contains(&pfn) && gfns.contains(&gfn) && gfn + step <= gfns.end;
                 if !is_absent || !there {
                     return None;
                 }
