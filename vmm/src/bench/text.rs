@@ -31,11 +31,11 @@ pub(crate) fn shape_of(leaf: u8, order: u8) -> String {
     if leaf == 9 { format!("{order} (2M leaf)") } else { order.to_string() }
 }
 
-/// A column of [`Layers`]: its head, and which number stands in it.
-pub(crate) type Column = (&'static str, fn(&Layers) -> f64);
+/// A column of layers, [`Layers`] or [`NestedLayers`]: its head, and which number stands in it.
+pub(crate) type Column<L> = (&'static str, fn(&L) -> f64);
 
 /// The columns of [`Layers`] that add up to the total.
-pub(crate) const LAYERS: [Column; 7] = [
+pub(crate) const LAYERS: [Column<Layers>; 7] = [
     ("exception, return", |layers| layers.exception_and_return),
     ("allocation", |layers| layers.allocation),
     ("zeroing, copy", |layers| layers.zeroing),
@@ -46,7 +46,7 @@ pub(crate) const LAYERS: [Column; 7] = [
 ];
 
 /// The parts of a nested fault: a head, and which number of [`NestedLayers`] stands below it. They add up to the total.
-pub(crate) const NESTED_LAYERS: [(&str, fn(&NestedLayers) -> f64); 7] = [
+pub(crate) const NESTED_LAYERS: [Column<NestedLayers>; 7] = [
     ("exception, return", |layers| layers.exception_and_return),
     ("reflect", |layers| layers.reflect),
     ("guest's manager", |layers| layers.guest),
