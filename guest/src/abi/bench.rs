@@ -70,7 +70,7 @@ pub enum Operation {
     Teardown = 39,
     /// mprotect of one page of a 2 MiB leaf, which is split. One folio.
     Split = 40,
-    /// Stage-2 faults on folios that the VMM's space has mapped. A [batch](batch) of folios.
+    /// Stage-2 faults on folios that the VMM's space has mapped. A [`batch`] of folios.
     Stage2Fault = 41,
     /// Stage-2 faults on memory that the VMM's space must make first. A batch of folios.
     HostFault = 42,
