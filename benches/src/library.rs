@@ -11,6 +11,7 @@ use quire::mapcount::{Accounting, None, Scheme, Total, UnderScheme};
 use serde::Serialize;
 
 use crate::peers::{Peer, peers};
+use crate::vm::VmWorld;
 use crate::work::{Op, Probe, Shape, World};
 
 /// Repetitions of which the median is taken, hot and cold.
@@ -70,6 +71,15 @@ impl<A: Accounting> Contender for World<A> {
     }
 }
 
+impl<A: Accounting> Contender for VmWorld<A> {
+    fn turn(&self, probe: &mut Clock<'_>) {
+        self.cycle(probe);
+    }
+    fn finish(self: Box<Self>) {
+        self.end();
+    }
+}
+
 struct Enter(Shape);
 
 impl UnderScheme for Enter {
@@ -121,6 +131,14 @@ fn measure_shape(shape: Shape, hot: bool) -> Vec<Row> {
         .chain(hot.then_some((AGAIN, Scheme::Total)))
         .filter_map(|(name, scheme)| Some((name, scheme.run(Enter(shape))?, Samples::new())))
         .collect();
+    if shape.has(Op::Stage2) {
+        let again = hot.then(|| (AGAIN, Box::new(VmWorld::<Total>::new(shape)) as Box<dyn Contender>));
+        let vms: [(_, Box<dyn Contender>); 2] = [
+            (None::NAME, Box::new(VmWorld::<None>::new(shape))),
+            (Total::NAME, Box::new(VmWorld::<Total>::new(shape))),
+        ];
+        contenders.extend(vms.into_iter().chain(again).map(|(name, vm)| (name, vm, Samples::new())));
+    }
     let mut peers: Vec<(Box<dyn Peer>, Samples)> =
         if hot { peers(shape).into_iter().map(|peer| (peer, Samples::new())).collect() } else { Vec::new() };
     let mut floor = Floor::new(shape);
@@ -208,7 +226,7 @@ impl Floor {
                 continue;
             }
             clock.probe(op, &mut || match op {
-                Op::Map => {
+                Op::Map | Op::Stage2 => {
                     let mut entry = 0x67;
                     for word in black_box(parent) {
                         word.store(entry, Relaxed);
@@ -235,14 +253,14 @@ impl Floor {
 /// The rows for people; `total` beside `none` last, as that is what counting costs.
 pub(crate) fn show(rows: &[Row]) {
     println!(
-        "{:<9} {:>5} {:>4} {:<4}  {:<18} {:>9} {:>19} {:>8} {:>7}  peers",
+        "{:<15} {:>5} {:>4} {:<4}  {:<18} {:>9} {:>19} {:>8} {:>7}  peers",
         "what", "order", "leaf", "", "scheme", "ns", "quartiles", "floor", "ratio"
     );
     for row in rows {
         let Row { what, order, leaf, caches, scheme, quire, quartiles: [low, high], floor, .. } = row;
         let ratio = quire / floor;
         print!(
-            "{what:<9} {order:>5} {leaf:>4} {caches:<4}  {scheme:<18} {quire:>9.2} {low:>9.2}..{high:<8.2} {floor:>8.2} {ratio:>7.1}"
+            "{what:<15} {order:>5} {leaf:>4} {caches:<4}  {scheme:<18} {quire:>9.2} {low:>9.2}..{high:<8.2} {floor:>8.2} {ratio:>7.1}"
         );
         if *scheme == Total::NAME {
             for (name, ns) in &row.peers {
@@ -262,7 +280,7 @@ pub(crate) fn show(rows: &[Row]) {
                 .map(|other| row.quire / other.quire)
         };
         print!(
-            "{:<9} {:>5} {:>4} {:<4} {:>6.2}",
+            "{:<15} {:>5} {:>4} {:<4} {:>6.2}",
             row.what,
             row.order,
             row.leaf,
@@ -275,13 +293,15 @@ pub(crate) fn show(rows: &[Row]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, Shape, measure_shape};
+    use super::{Level, Op, Shape, measure_shape};
 
     #[test]
     fn every_operation_takes_time() {
         for shape in [Shape::new(0, Level::ONE), Shape::new(9, Level::TWO), Shape::new(18, Level::THREE)] {
             let rows = measure_shape(shape, true);
             assert!(rows.len() >= 40, "{}", rows.len());
+            let of_vms = rows.iter().filter(|row| row.what.starts_with("stage2")).count();
+            assert_eq!(of_vms, if shape.has(Op::Stage2) { 6 } else { 0 });
             for row in rows {
                 assert!([row.quire, row.floor].iter().all(|&ns| ns > 0.0 && ns.is_finite()), "{row:?}");
                 assert!(row.peers.values().all(|&ns| ns > 0.0 && ns.is_finite()), "{row:?}");

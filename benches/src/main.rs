@@ -17,6 +17,7 @@ mod linux;
 mod machine;
 mod operation;
 mod peers;
+mod vm;
 mod work;
 
 use std::process::ExitCode;

@@ -42,10 +42,14 @@ pub(crate) enum Op {
     Split,
     /// 512 leaves made one again.
     Collapse,
+    /// Stage-2 faults on folios that the VMM has, one for each.
+    Stage2,
+    /// The end of a VM that has mapped everything.
+    VmEnd,
 }
 
 impl Op {
-    pub(crate) const EACH: [Self; 11] = [
+    pub(crate) const EACH: [Self; 13] = [
         Self::Map,
         Self::Translate,
         Self::Fork,
@@ -57,9 +61,12 @@ impl Op {
         Self::Single,
         Self::Split,
         Self::Collapse,
+        Self::Stage2,
+        Self::VmEnd,
     ];
     /// Those whose cost is told for each page; of the others for each call.
-    pub(crate) const BULK: [Self; 5] = [Self::Map, Self::Translate, Self::Fork, Self::Teardown, Self::Unmap];
+    pub(crate) const BULK: [Self; 7] =
+        [Self::Map, Self::Translate, Self::Fork, Self::Teardown, Self::Unmap, Self::Stage2, Self::VmEnd];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -74,6 +81,8 @@ impl Op {
             Self::Single => "single",
             Self::Split => "split",
             Self::Collapse => "collapse",
+            Self::Stage2 => "stage2 fault",
+            Self::VmEnd => "stage2 teardown",
         }
     }
 
@@ -106,7 +115,7 @@ impl Shape {
     /// How many times `op` is done in one go, in the unit that its cost is told in.
     pub(crate) fn units(self, op: Op) -> u64 {
         match op {
-            Op::Map | Op::Translate | Op::Fork | Op::Teardown | Op::Unmap => self.leaves(),
+            Op::Map | Op::Translate | Op::Fork | Op::Teardown | Op::Unmap | Op::Stage2 | Op::VmEnd => self.leaves(),
             Op::Ask | Op::Walk | Op::Cow => self.blocks().min(TIMES),
             Op::Single => TIMES,
             Op::Split | Op::Collapse => self.blocks(),
@@ -121,6 +130,7 @@ impl Shape {
     pub(crate) fn has(self, op: Op) -> bool {
         match op {
             Op::Map | Op::Translate | Op::Fork | Op::Teardown | Op::Unmap => true,
+            Op::Stage2 | Op::VmEnd => self.order <= Order::HUGE,
             Op::Ask | Op::Walk | Op::Cow => self.leaf == Level::ONE,
             Op::Single => self.order == Order::BASE,
             Op::Split | Op::Collapse => self.leaf == Level::TWO,

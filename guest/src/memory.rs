@@ -25,6 +25,12 @@ pub trait Memory {
     /// as the manager lives, and two numbers must never name the same memory.
     fn frame(&self, pfn: Pfn) -> &Frame;
 
+    /// As [`frame`](Self::frame), of a table that is only looked at on the way to another. Where stores to tables are watched, as in a VM, looking is none.
+    #[inline]
+    fn frame_to_look(&self, pfn: Pfn) -> &Frame {
+        self.frame(pfn)
+    }
+
     /// Clears `count` frames from `first` on. An implementation may do this by whatever is fastest.
     fn zero(&self, first: Pfn, count: u64) {
         for i in 0..count {
@@ -84,6 +90,9 @@ pub trait Tlb {
 impl<T: Memory> Memory for &T {
     fn frame(&self, pfn: Pfn) -> &Frame {
         (**self).frame(pfn)
+    }
+    fn frame_to_look(&self, pfn: Pfn) -> &Frame {
+        (**self).frame_to_look(pfn)
     }
     fn zero(&self, first: Pfn, count: u64) {
         (**self).zero(first, count);

@@ -4,8 +4,8 @@
 //! two dimensions (EPT, NPT); and VMs of its own, which run on nested roots. A level-1 manager is built on a [`GuestMemory`], whether it runs in the guest or, as here, on its
 //! behalf.
 //!
-//! A manager stores to its tables through references to frames, so every frame that it asks for is one it may store to: to level 0 a manager that is at work stores to each
-//! table that it looks at. While somebody only looks ([`GuestMemory::look`]) stores are not announced.
+//! A manager stores to its tables through references to frames, so every frame that it asks for is one it may store to, and to level 0 that is a store; but for tables that it
+//! walks through ([`Memory::frame_to_look`]), and all while somebody only looks ([`GuestMemory::look`]).
 
 use core::cell::Cell;
 use core::fmt;
@@ -156,12 +156,18 @@ impl<'h, M: Memory + Tlb, A: Accounting> GuestMemory<'h, M, A> {
 
 impl<M: Memory + Tlb, A: Accounting> Memory for GuestMemory<'_, M, A> {
     fn frame(&self, pfn: Pfn) -> &Frame {
+        if self.looking.get() {
+            return self.frame_to_look(pfn);
+        }
+        self.host.memory().frame(self.reach(pfn.raw(), Access::Write))
+    }
+
+    fn frame_to_look(&self, pfn: Pfn) -> &Frame {
         let gfn = pfn.raw();
-        let is_table = || self.host.shadowed_tables(self.vm, AsId::NORMAL, gfn..gfn + 1) > 0;
         // What may be stored to is no table that anybody watches, and most often that is so.
         let frame = self.mapped(gfn, Access::Write).unwrap_or_else(|| {
-            let access = if self.looking.get() && is_table() { Access::Read } else { Access::Write };
-            self.reach(gfn, access)
+            let is_table = self.host.shadowed_tables(self.vm, AsId::NORMAL, gfn..gfn + 1) > 0;
+            self.reach(gfn, if is_table { Access::Read } else { Access::Write })
         });
         self.host.memory().frame(frame)
     }

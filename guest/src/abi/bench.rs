@@ -4,6 +4,9 @@
 //! anonymous memory, under one scheme, and times every operation by itself; beside each it times the least that any manager would have to
 //! do in its place, the *floor*. The first round of a shape is recounted instead of timed, if that is asked for.
 //!
+//! Operations [on VMs](Operation::OF_VMS) come in runs of their own, whose manager counts VMs beside processes; the engine, which is [`nest::ENGINE`](super::nest::ENGINE), says how
+//! their stage-2 tables are written.
+//!
 //! A [sample](super::sample) has the operation as its kind, the order of the folios, and in its spare bits the level of the leaves and
 //! whether it is of the floor ([`spare`]).
 
@@ -67,10 +70,51 @@ pub enum Operation {
     Teardown = 39,
     /// mprotect of one page of a 2 MiB leaf, which is split. One folio.
     Split = 40,
+    /// Stage-2 faults on folios that the VMM's space has mapped. A [`batch`] of folios.
+    Stage2Fault = 41,
+    /// Stage-2 faults on memory that the VMM's space must make first. A batch of folios.
+    HostFault = 42,
+    /// The first store of a process inside of a VM, through the MMU, on composed tables: the guest's own fault, that of the VMM's space, stage 2 and the composed leaf. One folio.
+    NestedFault = 43,
+    /// Faults of a tenant's own tenant on the root that is composed for it: nested leaves. A batch of folios.
+    ComposeFault = 44,
+    /// The dirty log starts: large leaves are split, and none can be stored to. All folios.
+    LogStart = 45,
+    /// The first stores to pages that are logged. A batch of pages.
+    LogStore = 46,
+    /// The log is read when every page was stored to, and starts anew. All folios.
+    LogTake = 47,
+    /// The log stops: large leaves come back. All folios.
+    LogStop = 48,
+    /// A copy of a VM is made. All folios.
+    Clone = 49,
+    /// The end of a VM: its stage-2 leaves and tables. All folios.
+    VmTeardown = 50,
+    /// The end of its VMM's space behind it: the memory itself. All folios.
+    VmmTeardown = 51,
+}
+
+/// What a sample of an operation is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One folio.
+    Folio,
+    /// A [`batch`] of folios, one after the other: what a time stamp is too coarse for.
+    Folios,
+    /// A batch of pages.
+    Pages,
+    /// All folios of the round.
+    All,
+}
+
+/// Of `units` folios or pages, how many one sample of a batch is of.
+#[must_use]
+pub const fn batch(units: u64) -> u64 {
+    if units < FLOOR_FAULTS { units } else { FLOOR_FAULTS }
 }
 
 impl Operation {
-    /// All of them.
+    /// Those of processes.
     pub const EACH: [Self; 9] = [
         Self::Fault,
         Self::Touch,
@@ -82,11 +126,31 @@ impl Operation {
         Self::Teardown,
         Self::Split,
     ];
+    /// Those of VMs.
+    pub const OF_VMS: [Self; 11] = [
+        Self::Stage2Fault,
+        Self::HostFault,
+        Self::ComposeFault,
+        Self::NestedFault,
+        Self::LogStart,
+        Self::LogStore,
+        Self::LogTake,
+        Self::LogStop,
+        Self::Clone,
+        Self::VmTeardown,
+        Self::VmmTeardown,
+    ];
 
     /// The operation of a sample.
     #[must_use]
     pub fn of_kind(kind: u8) -> Option<Self> {
-        Self::EACH.into_iter().find(|&operation| operation as u8 == kind)
+        Self::EACH.into_iter().chain(Self::OF_VMS).find(|&operation| operation as u8 == kind)
+    }
+
+    /// Whether a mask of operations has any of a VM.
+    #[must_use]
+    pub fn is_of_vms(mask: u64) -> bool {
+        Self::OF_VMS.into_iter().any(|operation| mask & operation.bit() != 0)
     }
 
     /// Its bit in [`OPERATIONS`].
@@ -108,13 +172,37 @@ impl Operation {
             Self::Unmap => "unmap",
             Self::Teardown => "teardown",
             Self::Split => "split",
+            Self::Stage2Fault => "stage2_fault",
+            Self::HostFault => "stage2_host_fault",
+            Self::NestedFault => "nested_fault",
+            Self::ComposeFault => "compose_fault",
+            Self::LogStart => "log_start",
+            Self::LogStore => "log_store",
+            Self::LogTake => "log_take",
+            Self::LogStop => "log_stop",
+            Self::Clone => "vm_clone",
+            Self::VmTeardown => "vm_teardown",
+            Self::VmmTeardown => "vmm_teardown",
+        }
+    }
+
+    /// What a sample is of.
+    #[must_use]
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::LogStore => Scope::Pages,
+            Self::Stage2Fault | Self::HostFault | Self::ComposeFault => Scope::Folios,
+            Self::Touch | Self::Fork | Self::Unmap | Self::Teardown => Scope::All,
+            Self::LogStart | Self::LogTake | Self::LogStop => Scope::All,
+            Self::Clone | Self::VmTeardown | Self::VmmTeardown => Scope::All,
+            _ => Scope::Folio,
         }
     }
 
     /// Whether a sample is of all folios of the round, not of one.
     #[must_use]
     pub const fn is_bulk(self) -> bool {
-        matches!(self, Self::Touch | Self::Fork | Self::Unmap | Self::Teardown)
+        matches!(self.scope(), Scope::All)
     }
 }
 
@@ -138,10 +226,22 @@ pub enum Layer {
     Copy = 70,
     /// One page is flushed. A loop.
     Flush = 71,
+    /// Of an [`Operation::NestedFault`]: level 0 finds that the guest's own table lacks the page. One folio.
+    Reflect = 72,
+    /// The guest's manager serves its own fault. One folio.
+    Guest = 73,
+    /// The VMM's space makes the memory. One folio.
+    Host = 74,
+    /// The stage-2 leaves are entered. One folio.
+    Stage2 = 75,
+    /// The leaves of the composed table are entered. One folio.
+    Compose = 76,
+    /// The scheme is told of the leaves of one folio at three levels: those of the VMM's space, of stage 2, and nested ones. A loop.
+    Ledger = 77,
 }
 
 impl Layer {
-    /// All of them.
+    /// Those of processes.
     pub const EACH: [Self; 8] = [
         Self::FaultManager,
         Self::CowManager,
@@ -152,14 +252,22 @@ impl Layer {
         Self::Copy,
         Self::Flush,
     ];
+    /// Those of VMs.
+    pub const OF_VMS: [Self; 6] = [Self::Reflect, Self::Guest, Self::Host, Self::Stage2, Self::Compose, Self::Ledger];
+
+    /// The layer of a sample.
+    #[must_use]
+    pub fn of_kind(kind: u8) -> Option<Self> {
+        Self::EACH.into_iter().chain(Self::OF_VMS).find(|&layer| layer as u8 == kind)
+    }
 
     /// Folios that a sample is of, where a round has `folios`.
     #[must_use]
     pub const fn folios(self, folios: u64) -> u64 {
         match self {
             Self::FaultManager | Self::CowManager | Self::Zero => 1,
-            _ if folios < FLOOR_FAULTS => folios,
-            _ => FLOOR_FAULTS,
+            Self::Reflect | Self::Guest | Self::Host | Self::Stage2 | Self::Compose => 1,
+            _ => batch(folios),
         }
     }
 }
@@ -210,6 +318,23 @@ impl Shape {
         pages >> self.order.get()
     }
 }
+
+/// The memory of a VM in a round of `pages` pages of folios, in pages: what is mapped, and what a guest's manager needs beside it.
+#[must_use]
+pub const fn vm_pages(pages: u64, operations: u64) -> u64 {
+    if operations & Operation::NestedFault.bit() != 0 { 2 * pages + 2048 } else { pages + pages / 512 + 512 }
+}
+
+/// Frames that a manager with such a VM needs: also slots, tables at every level, records, a copy's tables, its reserve, and what alignment loses, up to half where two folios
+/// would fill a block that has slots in it.
+#[must_use]
+pub const fn vm_chunk(pages: u64, operations: u64) -> u64 {
+    let memory = vm_pages(pages, operations);
+    (2 * memory + memory / 32 + 4 * 512).next_multiple_of(512)
+}
+
+/// Pages of a round that warms up where frames that nobody has touched are short.
+pub const WARM_PAGES: u64 = 512;
 
 /// The spare bits of a sample.
 pub mod spare {
@@ -268,10 +393,11 @@ mod tests {
     #[test]
     fn operations_have_kinds_and_bits_of_their_own() {
         let mut all = 0;
-        for operation in Operation::EACH {
+        for operation in Operation::EACH.into_iter().chain(Operation::OF_VMS) {
             assert_eq!(Operation::of_kind(operation as u8), Some(operation));
             assert_eq!(all & operation.bit(), 0);
             all |= operation.bit();
+            assert_eq!(Operation::is_of_vms(operation.bit()), Operation::OF_VMS.contains(&operation));
         }
         assert_eq!(Operation::of_kind(super::super::sample::FLOOR), None);
     }

@@ -123,9 +123,8 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
         let mut at_level = F::ROOT;
         let mut table = self.root;
         while at_level > level {
-            let word = &self.tables.entries(table)[at_level.index(self.at)];
             // Acquire pairs with the Release below.
-            let raw = word.load(Acquire);
+            let raw = self.tables.look(table)[at_level.index(self.at)].load(Acquire);
             if let (Some(next), Some(below)) = (F::next_table(raw, at_level), at_level.below()) {
                 (table, at_level) = (next, below);
                 continue;
@@ -138,6 +137,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                     // The table that was asked for is ours before anybody can reach it.
                     let new_guard = (at_level.below() == Some(level)).then(|| self.tables.lock(new));
                     let guard = self.tables.lock(table);
+                    let word = &self.tables.entries(table)[at_level.index(self.at)];
                     match F::decode(word.load(Relaxed), at_level) {
                         Entry::Absent => {
                             // Release: whoever sees the link sees the cleared table.
@@ -226,7 +226,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     }
 
     fn next_table(&self, table: Pfn, level: Level) -> Option<Pfn> {
-        F::next_table(self.tables.entries(table)[level.index(self.at)].load(Acquire), level)
+        F::next_table(self.tables.look(table)[level.index(self.at)].load(Acquire), level)
     }
 
     /// The deepest table on the way to the current position.
@@ -241,7 +241,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
 pub(super) fn descend<F: Format, T: Tables>(tables: &T, root: Pfn, page: u64) -> (Pfn, Level, u64) {
     let (mut table, mut level) = (root, F::ROOT);
     // Acquire pairs with the Release that links a table: its cleared entries are seen.
-    let raw_at = |table, level: Level| tables.entries(table)[level.index(page)].load(Acquire);
+    let raw_at = |table, level: Level| tables.look(table)[level.index(page)].load(Acquire);
     while let Some(below) = level.below() {
         let raw = raw_at(table, level);
         let Some(next) = F::next_table(raw, level) else { return (table, level, raw) };

@@ -35,6 +35,11 @@ use crate::sync::{AtomicU64, WordGuard};
 pub trait Tables {
     /// The entries of `table`.
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES];
+    /// The same, to be looked at only.
+    #[inline]
+    fn look(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
+        self.entries(table)
+    }
     /// Locks `table`: its entries change only under this lock, except for the bits that the MMU sets.
     fn lock(&self, table: Pfn) -> WordGuard<'_>;
     /// A table page with all entries absent, or `None` when there is no frame left.
@@ -138,7 +143,7 @@ impl<F: Format> PageTable<F> {
             let (Place { mut page, table, level }, _) = self.deepest(tables, at);
             let end = range.end.min((at & !(level.table_pages() - 1)) + level.table_pages());
             while page < end {
-                let raw = tables.entries(table)[level.index(page)].load(Relaxed);
+                let raw = tables.look(table)[level.index(page)].load(Relaxed);
                 if let Entry::Table(_) = F::decode(raw, level) {
                     break;
                 }

@@ -683,6 +683,11 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
     }
 
     #[inline]
+    fn look(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
+        &self.memory().frame_to_look(table).0
+    }
+
+    #[inline]
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
         lock_word(self.frames.table_lock(table))
     }

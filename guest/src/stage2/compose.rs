@@ -15,13 +15,13 @@ use super::fault::HOST_WRITE;
 use super::shadow_page::{ALL_RIGHTS, Kind, Role, ShadowPage};
 use super::slot::SlotFlags;
 use super::{AsId, RootId, Vm, VmAccess, VmFaultError, VmId, in_format};
-use crate::addr::{Level, Pfn};
+use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
 use crate::mapcount::{Accounting, Classes, Refused};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{PageTable, Tables};
+use crate::page_table::{PageTable, Place, Tables};
 use crate::space::{Access, Manager, PAGES_END};
-use crate::sync::lock_word;
+use crate::sync::{AtomicU64, lock_word};
 
 /// What a fault on a composed table turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +196,15 @@ pub(crate) struct Due {
     origin: u64,
 }
 
+/// Where entries beside each other of one shadow page have their origins, found once for all of them. With the shadow lock held it stays so.
+#[derive(Default)]
+struct Origins {
+    /// The frame of the guest's table.
+    guest: Option<Pfn>,
+    /// The stage-2 table that the last of them was looked up in.
+    stage2: Option<Place>,
+}
+
 /// The guest's entry for an access.
 struct Found {
     /// What all entries so far allow.
@@ -208,6 +217,29 @@ enum FoundEntry {
     Table(u64),
     /// Memory, from this page on; whether it is marked dirty.
     Leaf(u64, bool),
+}
+
+/// Entries of a guest's table and of stage 2 below it, and what both say at one place.
+struct Alike<'a> {
+    /// The index there, the guest's entry, and how much the next would be larger.
+    first: (usize, u64, u64),
+    guest: &'a [AtomicU64; ENTRIES],
+    /// The same of stage 2.
+    below: (usize, u64, u64),
+    stage2: &'a [AtomicU64; ENTRIES],
+}
+
+impl Alike<'_> {
+    /// The guest's entry at `j`, if there too both say the same, for memory so much further on.
+    #[inline]
+    fn origin(&self, j: usize) -> Option<u64> {
+        // Before the first place as well: all of it wraps.
+        let ahead = j.wrapping_sub(self.first.0);
+        let expected = |(_, raw, step): (usize, u64, u64)| raw.wrapping_add(step.wrapping_mul(ahead as u64));
+        let below = self.stage2.get(self.below.0.wrapping_add(ahead))?;
+        let origin = expected(self.first);
+        (self.guest[j].load(Relaxed) == origin && below.load(Relaxed) == expected(self.below)).then_some(origin)
+    }
 }
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
@@ -462,8 +494,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
     /// Enters the leaf at entry `i` of `at`, and those around it that the same folio has there.
     fn enter_composed<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize, goal: Goal) -> Result<Step, Stop> {
-        let Role { kind, level, view, .. } = at.role();
-        let due = self.due::<G>(vm, at, i).filter(|due| due.leaf.attrs.has(goal.leaf_rights())).ok_or(Step::Again)?;
+        let role = at.role();
+        let Role { kind, level, view, .. } = role;
+        let mut origins = Origins::default();
+        let due = self.due_near::<G>(vm, at, role, i, &mut origins);
+        let due = due.filter(|due| due.leaf.attrs.has(goal.leaf_rights())).ok_or(Step::Again)?;
         let done = |kind, pages| Composed { kind, level, pages, stage2_faults: 0, nested_faults: 0 };
         match self.shadow_entry(vm, at, i) {
             Entry::Absent => {}
@@ -472,7 +507,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 if now.attrs.has(due.leaf.attrs) {
                     return Ok(Step::Done(done(ComposedKind::Spurious, 0)));
                 }
-                self.set_leaf(vm, at, i, due.leaf);
+                self.set_leaves(vm, at, i..i + 1, due.leaf);
                 return Ok(Step::Done(done(ComposedKind::Upgraded, level.entry_pages())));
             }
             _ => {
@@ -491,16 +526,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if let Some(folio) = folio
             && !slot.flags.has(SlotFlags::LOGGING)
         {
-            let fits = |j: usize| {
+            let here = self.entries(at.table());
+            let (frames, gfns) = (folio.head().raw()..folio.end().raw(), slot.gfns());
+            let alike = self.alike::<G>(vm, role, i, &due, &origins);
+            let mut fits = |j: usize| {
                 let (ahead, behind) = (j.saturating_sub(i) as u64 * step, i.saturating_sub(j) as u64 * step);
                 let pfn = (due.leaf.pfn.raw() + ahead).checked_sub(behind)?;
                 let gfn = (due.gfn + ahead).checked_sub(behind)?;
-                let here = matches!(self.shadow_entry(vm, at, j), Entry::Absent);
-                let there = (folio.head().raw()..folio.end().raw()).contains(&pfn)
-                    && slot.gfns().contains(&gfn)
-                    && gfn + step <= slot.gfns().end;
-                let other = if here && there { self.due::<G>(vm, at, j) } else { None };
-                other.filter(|other| {
+                // An entry that holds nothing is zero in a table of ours.
+                let is_absent = here[j].load(Relaxed) == 0;
+                let there = frames.contains(&pfn) && gfns.contains(&gfn) && gfn + step <= gfns.end;
+                if !is_absent || !there {
+                    return None;
+                }
+                if let Some(origin) = alike.as_ref().and_then(|alike| alike.origin(j)) {
+                    return Some(Due { leaf: Leaf { pfn: Pfn::new(pfn), ..due.leaf }, gfn, origin });
+                }
+                self.due_near::<G>(vm, at, role, j, &mut origins).filter(|other| {
                     other.leaf == Leaf { pfn: Pfn::new(pfn), attrs: due.leaf.attrs } && other.gfn == gfn
                 })
             };
@@ -511,7 +553,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 first = other.leaf.pfn;
                 self.set_origin(at, range.start, other.origin);
             }
-            while range.end < at.end()
+            let end = at.end();
+            while range.end < end
                 && let Some(other) = fits(range.end)
             {
                 self.set_origin(at, range.end, other.origin);
@@ -527,12 +570,28 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 return Err(ComposeError::Refused(refused).into());
             }
         }
-        for (k, i) in range.enumerate() {
-            self.set_leaf(vm, at, i, Leaf { pfn: first.add(k as u64 * step), attrs: due.leaf.attrs });
-        }
+        self.set_leaves(vm, at, range, Leaf { pfn: first, attrs: due.leaf.attrs });
         at.set_leaves(at.leaves() + n);
         vm.note_composed(kind, n as i64);
         Ok(Step::Done(done(ComposedKind::Mapped, n * step)))
+    }
+
+    /// What stands around the origins of `due`, entry `i` of a shadow page in `role`, where both levels have leaves of that size.
+    fn alike<G: Format>(&self, vm: &Vm<'_>, role: Role, i: usize, due: &Due, origins: &Origins) -> Option<Alike<'_>> {
+        let (guest, place) = (origins.guest?, origins.stage2?);
+        if role.direct || role.over != 0 || place.level != role.level {
+            return None;
+        }
+        let (guest, stage2) = (self.entries(guest), self.entries(place.table));
+        let at = place.level.index(due.gfn);
+        let raw = stage2[at].load(Relaxed);
+        let (entry, step) = in_format!(vm.format(), F => (F::decode(raw, place.level), F::leaf_step(place.level)));
+        matches!(entry, Entry::Leaf(leaf) if leaf.pfn == due.leaf.pfn).then_some(Alike {
+            first: (i, due.origin, G::leaf_step(role.level)),
+            guest,
+            below: (at, raw, step),
+            stage2,
+        })
     }
 
     /// Marks the stage-2 leaf of `gfn` accessed, as an MMU that walks it would.
@@ -558,11 +617,28 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     fn stage2_below(&self, vm: &Vm<'_>, view: AsId, gfn: u64) -> Option<Below> {
-        let (place, leaf) = in_format!(vm.format(), F => {
-            if gfn >= F::ROOT.table_pages() { None } else { self.stage2_lookup(vm.id, view, gfn) }
-        })?;
-        let pfn = leaf.pfn.add(gfn - place.page);
-        Some(Below { leaf: Leaf { pfn, ..leaf }, level: place.level, gfn })
+        self.stage2_near(vm, view, gfn, &mut None)
+    }
+
+    /// The same, looked up first in the table where the last one was; or left there for the next.
+    fn stage2_near(&self, vm: &Vm<'_>, view: AsId, gfn: u64, near: &mut Option<Place>) -> Option<Below> {
+        in_format!(vm.format(), F => {
+            let last = near.filter(|place| (gfn ^ place.page) & !(place.level.table_pages() - 1) == 0);
+            let here = last.and_then(|place| {
+                match F::decode(self.entries(place.table)[place.level.index(gfn)].load(Relaxed), place.level) {
+                    Entry::Leaf(leaf) => Some((Place { page: gfn & !(place.level.entry_pages() - 1), ..place }, leaf)),
+                    _ => None,
+                }
+            });
+            let (place, leaf) = match here {
+                Some(here) => here,
+                None if gfn < F::ROOT.table_pages() => self.stage2_lookup(vm.id, view, gfn)?,
+                None => return None,
+            };
+            *near = Some(place);
+            let pfn = leaf.pfn.add(gfn - place.page);
+            Some(Below { leaf: Leaf { pfn, ..leaf }, level: place.level, gfn })
+        })
     }
 
     /// What stands below a page that a guest's table names.
@@ -584,11 +660,25 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The leaf that entry `i` of a shadow page ought to be, by the guest's entry and what stands below; `None` where there is none, or the guest's entry was never used.
     pub(crate) fn due<G: Format>(&self, vm: &Vm<'_>, at: ShadowPage<'_>, i: usize) -> Option<Due> {
-        let role = at.role();
+        self.due_near::<G>(vm, at, at.role(), i, &mut Origins::default())
+    }
+
+    fn due_near<G: Format>(
+        &self,
+        vm: &Vm<'_>,
+        at: ShadowPage<'_>,
+        role: Role,
+        i: usize,
+        origins: &mut Origins,
+    ) -> Option<Due> {
         let (first, rights, is_dirty, origin) = if role.direct {
             (at.gfn() + i as u64 * role.level.entry_pages(), role.rights, role.rights.has(Attrs::WRITE), 0)
         } else {
-            let (frame, _) = self.table_frame(vm, at)?;
+            let frame = match origins.guest {
+                Some(frame) => frame,
+                None => self.table_frame(vm, at)?.0,
+            };
+            origins.guest = Some(frame);
             let raw = self.entries(frame)[i].load(Relaxed);
             let Entry::Leaf(leaf) = G::decode(raw, role.level) else { return None };
             if !leaf.attrs.has(Attrs::ACCESSED)
@@ -599,7 +689,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             }
             (leaf.pfn.raw(), both(role.rights, leaf.attrs), leaf.attrs.has(Attrs::DIRTY), raw)
         };
-        let below = self.below(vm, role, first).filter(|below| below.level >= role.level)?;
+        let below = match role.over {
+            0 => self.stage2_near(vm, role.view, first, &mut origins.stage2),
+            _ => self.below(vm, role, first),
+        };
+        let below = below.filter(|below| below.level >= role.level)?;
         let theirs = below.leaf.attrs;
         let stores = rights.has(Attrs::WRITE) && is_dirty;
         let attrs = Attrs::ACCESSED

@@ -205,19 +205,21 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             return result;
         }
         // The host's table stays locked until the leaf is in.
-        let Some((behind, _part)) = self.behind(space, vma, page) else { return Ok(Host(page)) };
+        let alone = slot.flags.has(SlotFlags::LOGGING);
+        let Some((behind, _part)) = self.behind(space, vma, page, alone) else { return Ok(Host(page)) };
         if write && !behind.write {
             return Ok(Host(page));
         }
         self.derive::<F>(vm, root, entry, slot, page, at, place.level, present, &behind)
     }
 
-    /// What the space maps around `page`, with the lock of its table.
+    /// What the space maps around `page`, or there `alone`, with the lock of its table.
     fn behind<'a>(
         &'a self,
         space: &Space<'_>,
         vma: Vma<'_>,
         page: u64,
+        alone: bool,
     ) -> Option<(Behind<'a>, Part<'a, LongMode, Self>)> {
         let block = page & !(Level::ONE.table_pages() - 1);
         let within = vma.start().max(block)..vma.end().min(block + Level::ONE.table_pages());
@@ -239,7 +241,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let first = part.page(i);
             Behind { pages: first..first + level.entry_pages(), first: leaf.pfn, folio: Some(folio), level, write }
         } else {
-            let run = self.run_around(vma, &part, folio, i);
+            let run = if alone { i..i + 1 } else { self.run_around(vma, &part, folio, i) };
             let first = part.leaf(run.start).expect("the run consists of leaves").pfn;
             Behind { pages: part.page(run.start)..part.page(run.end), first, folio: Some(folio), level, write }
         };

@@ -128,19 +128,27 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let _region = A::NEEDS.region.then(|| lock_word(vm.region_lock()));
         let mut flush = Flush::new();
         let mut no_frames: Option<Range<u64>> = None;
+        // Frames of the folio that was noted last.
+        let mut noted = Pfn::new(0)..Pfn::new(0);
         let mut cursor = PageTable::<F>::new(root).cursor(self, gfns.start, gfns.end);
         while let Some(part) = cursor.next() {
             let mut i = part.range().start;
             while i < part.range().end {
-                let Some(leaf) = part.leaf(i) else {
+                if part.leaf(i).is_none() {
                     i += 1;
                     continue;
-                };
+                }
                 if part.level() == Level::ONE {
-                    self.note_folio_dirty(leaf);
-                    part.change(i, 1, Attrs::WRITE.or(Attrs::DIRTY), Attrs::NONE);
-                    self.narrowed(root, &mut flush, part.page(i), 1);
-                    i += 1;
+                    let first = i;
+                    let end = part.range().end;
+                    while let Some(leaf) = (i < end).then(|| part.leaf(i)).flatten() {
+                        if leaf.attrs.has(Attrs::DIRTY) && !noted.contains(&leaf.pfn) {
+                            noted = self.note_folio_dirty(leaf);
+                        }
+                        i += 1;
+                    }
+                    part.change(first, i - first, Attrs::WRITE.or(Attrs::DIRTY), Attrs::NONE);
+                    self.narrowed(root, &mut flush, part.page(first), (i - first) as u64);
                 } else if self.split_stage2(vm, root, entry, &part, i, &mut flush) {
                     cursor.seek(part.page(i).max(gfns.start));
                     break;
@@ -268,14 +276,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 }
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
-    /// A leaf is about to lose its dirty bit: the folio keeps it.
-    fn note_folio_dirty(&self, leaf: Leaf) {
-        if leaf.attrs.has(Attrs::DIRTY)
-            && !leaf.attrs.has(Attrs::UNTRACKED)
-            && let Some(folio) = self.folio(leaf.pfn).filter(|folio| !folio.is_anon())
-        {
+    /// A leaf is about to lose its dirty bit: the folio keeps it. The frames of that folio.
+    fn note_folio_dirty(&self, leaf: Leaf) -> Range<Pfn> {
+        let folio = (!leaf.attrs.has(Attrs::UNTRACKED)).then(|| self.folio(leaf.pfn)).flatten();
+        if let Some(folio) = folio.filter(|folio| !folio.is_anon()) {
             folio.set_flags(FolioFlags::DIRTY);
         }
+        folio.map_or(leaf.pfn..leaf.pfn, |folio| folio.head()..folio.end())
     }
 
     /// Notes that guest frame `gfn` of a slot with a log was stored to, or may be from now on.

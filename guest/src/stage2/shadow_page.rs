@@ -7,6 +7,7 @@
 //! Beside its table a page has a frame of *origins*: of a leaf the guest's entry that it was composed from, of a pointer the child. So what the guest has changed since
 //! shows, and which guest frame a leaf leads to; a folio has nothing but its counts.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use super::{AsId, Stage2Format, Vm, in_format};
@@ -311,11 +312,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.entries(page.origins())[i].store(origin, Relaxed);
     }
 
-    pub(super) fn set_leaf(&self, vm: &Vm<'_>, page: ShadowPage<'_>, i: usize, leaf: Leaf) {
+    /// Sets entries `range` to leaves of consecutive memory, of which `leaf` is the first.
+    pub(super) fn set_leaves(&self, vm: &Vm<'_>, page: ShadowPage<'_>, range: Range<usize>, leaf: Leaf) {
         let Role { kind, level, .. } = page.role();
-        let raw = in_format!(vm.composed_format(kind), H => H::leaf(leaf, level));
-        // Release: the counts are there before a walk can reach the memory.
-        self.entries(page.table())[i].store(raw, Release);
+        let (mut raw, step) = in_format!(vm.composed_format(kind), H => (H::leaf(leaf, level), H::leaf_step(level)));
+        for entry in &self.entries(page.table())[range] {
+            // Release: the counts are there before a walk can reach the memory.
+            entry.store(raw, Release);
+            raw = raw.wrapping_add(step);
+        }
     }
 
     /// Points entry `i`, which is absent, to `child`.

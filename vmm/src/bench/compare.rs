@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Random, difference};
 use super::rows::{Row, Turn};
+use super::text::per;
 use crate::error::Error;
 
 /// Pairs of benchmarks of the same thing that may seem to differ.
@@ -45,6 +46,8 @@ pub struct Compared {
     pub frames: Option<String>,
     /// The scheme.
     pub scheme: Option<String>,
+    /// What the numbers are in.
+    pub unit: String,
     /// The second in firsts, both in floors.
     pub ratio: f64,
     /// The ratio is at least this.
@@ -124,6 +127,7 @@ fn compared(a: &Row, b: &Row, alpha: f64, random: &mut Random) -> Compared {
         order: a.shape(),
         frames: a.frames.clone(),
         scheme: a.scheme.clone(),
+        unit: a.unit.clone(),
         row: a.clone(),
         ratio,
         low,
@@ -151,8 +155,8 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<26} {:<12} {:<10} {:<18} {:>7}  {:<20} verdict",
-            "what", "order", "frames", "scheme", "ratio", "interval"
+            "{:<26} {:<12} {:<10} {:<18} {:<5} {:>7}  {:<20} verdict",
+            "what", "order", "frames", "scheme", "per", "ratio", "interval"
         )?;
         for row in &self.rows {
             let verdict = match (row.verdict, row.row.unit.starts_with("bytes")) {
@@ -165,11 +169,12 @@ impl fmt::Display for Comparison {
             };
             writeln!(
                 f,
-                "{:<26} {:<12} {:<10} {:<18} {:>7.3}  {:<20} {verdict}",
+                "{:<26} {:<12} {:<10} {:<18} {:<5} {:>7.3}  {:<20} {verdict}",
                 row.what,
                 row.order,
                 row.frames.as_deref().unwrap_or("-"),
                 row.scheme.as_deref().unwrap_or("-"),
+                per(&row.row),
                 row.ratio,
                 interval(row.low, row.high),
             )?;

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use quire::abi::bench::Operation;
+use quire::abi::bench::{Operation, Scope};
 
 use super::beside::{self, Beside};
-use super::rows::{Bench, Row};
-use super::text::{HOW, LAYERS, per, time, value};
+use super::rows::{Bench, NestedLayers, Row};
+use super::text::{HOW, LAYERS, NESTED_HOW, NESTED_LAYERS, per, shape_of, time, value};
 use crate::page::{self, row_of};
 use crate::svg::{Axis, Bar, COLOURS, Curve, Stack, bars, curves, escape, stacks};
 
@@ -22,6 +22,7 @@ pub fn page(bench: &Bench, beside: Option<&Beside>) -> String {
     cost_per_page(&mut html, bench);
     distributions(&mut html, bench);
     layers(&mut html, bench);
+    nested(&mut html, bench);
     schemes(&mut html, bench);
     launch(&mut html, bench);
     metadata(&mut html, bench);
@@ -84,7 +85,12 @@ fn shapes(rows: &[&Row]) -> (Axis, Vec<String>) {
 
 fn plot_by_order(html: &mut String, bench: &Bench, operations: &[Operation], label: &str) {
     let scheme = scheme_of(bench);
-    let rows: Vec<_> = operations.iter().map(|operation| line_of(bench, operation.name(), scheme)).collect();
+    let rows = operations.iter().map(|operation| line_of(bench, operation.name(), scheme)).collect();
+    plot_rows(html, rows, label);
+}
+
+/// A plot of some lines of rows by their shape.
+fn plot_rows(html: &mut String, rows: Vec<Vec<&Row>>, label: &str) {
     let all: Vec<_> = rows.iter().flatten().copied().collect();
     if all.is_empty() {
         return;
@@ -178,14 +184,13 @@ fn layers(html: &mut String, bench: &Bench) {
         }
         let _ = write!(html, "<h2>{title}</h2>");
         let several = chosen.iter().any(|layers| layers.scheme != chosen[0].scheme);
-        let shape = |leaf: u8, order: u8| if leaf == 9 { format!("{order} (2M leaf)") } else { order.to_string() };
         let bars: Vec<_> = chosen
             .iter()
             .map(|layers| Stack {
                 name: format!(
                     "{}order {}",
                     if several { format!("{}, ", layers.scheme) } else { String::new() },
-                    shape(layers.leaf, layers.order)
+                    shape_of(layers.leaf, layers.order)
                 ),
                 parts: LAYERS.iter().zip(COLOURS).map(|((_, of), colour)| (of(layers), colour)).collect(),
                 label: time(layers.total),
@@ -199,13 +204,89 @@ fn layers(html: &mut String, bench: &Bench) {
         heads.push("stage 2, on top".to_owned());
         row_of(html, "th", &heads);
         for layers in chosen {
-            let mut cells = vec![shape(layers.leaf, layers.order), layers.scheme.to_owned(), time(layers.total)];
+            let mut cells = vec![shape_of(layers.leaf, layers.order), layers.scheme.to_owned(), time(layers.total)];
             cells.extend(LAYERS.iter().map(|(_, of)| time(of(layers))));
             cells.push(layers.stage2.map_or_else(|| "-".to_owned(), time));
             row_of(html, "td", &cells);
         }
         let _ = write!(html, "</table><p class=\"note\">{HOW}.</p>");
     }
+}
+
+/// What is done to VMs, where the time of a nested fault goes, and what the ledger takes of it.
+fn nested(html: &mut String, bench: &Bench) {
+    let Some(format) = bench.stage2 else { return };
+    let of_vms = |row: &&Row| Operation::OF_VMS.iter().any(|operation| operation.name() == row.what);
+    let named = bench.rows.iter().filter(of_vms).filter_map(|row| row.scheme.as_deref());
+    let Some(scheme) = named.max_by_key(|&scheme| scheme == "total") else { return };
+    let _ = write!(
+        html,
+        "<h2>Nested levels</h2><p>VMs of our manager inside of this VM, under <code>{scheme}</code>, stage-2 tables for <code>{format}</code>, frames known to be zero; dashed: the floor. \
+         The end of a VM is that of one with {} MiB mapped.</p>",
+        bench.vm_memory.unwrap_or(0) >> 20
+    );
+    for (title, unit, bulk) in [("Faults", "ns per folio", false), ("Dirty log, clone and end", "ns per page", true)] {
+        let line = |operation: Operation| {
+            let rows = line_of(bench, operation.name(), Some(scheme)).into_iter().filter(|row| row.unit == unit);
+            rows.collect::<Vec<_>>()
+        };
+        let is_here = |operation: &Operation| matches!(operation.scope(), Scope::Pages | Scope::All) == bulk;
+        let rows: Vec<_> = Operation::OF_VMS.into_iter().filter(is_here).map(line).collect();
+        let _ = write!(html, "<h3>{title}</h3>");
+        plot_rows(html, rows, per_unit(unit));
+    }
+    if bench.nested_layers.is_empty() {
+        return;
+    }
+    let shape = |layers: &NestedLayers| shape_of(layers.leaf, layers.order);
+    *html += "<h3>Where the time of a nested fault goes</h3>";
+    let parts = |layers: &NestedLayers| {
+        NESTED_LAYERS.iter().zip(COLOURS).map(|((_, of), colour)| (of(layers), colour)).collect()
+    };
+    let bars: Vec<_> = bench
+        .nested_layers
+        .iter()
+        .map(|layers| Stack {
+            name: format!("{}, order {}", layers.scheme, shape(layers)),
+            parts: parts(layers),
+            label: time(layers.total),
+        })
+        .collect();
+    let legend: Vec<_> = NESTED_LAYERS.iter().zip(COLOURS).map(|((name, _), colour)| (*name, colour)).collect();
+    *html += &stacks(WIDTH, &bars, &legend);
+    *html += "<table>";
+    let mut heads = vec!["order".to_owned(), "scheme".to_owned(), "total".to_owned()];
+    heads.extend(NESTED_LAYERS.iter().map(|(name, _)| (*name).to_owned()));
+    heads.extend(["accounting", "of the fault", "of the levels"].map(str::to_owned));
+    row_of(html, "th", &heads);
+    for layers in &bench.nested_layers {
+        let mut cells = vec![shape(layers), layers.scheme.to_owned(), time(layers.total)];
+        cells.extend(NESTED_LAYERS.iter().map(|(_, of)| time(of(layers))));
+        cells.push(time(layers.accounting));
+        cells.extend([layers.part_of_fault, layers.part_of_levels].map(|part| format!("{:.3}&nbsp;%", 100.0 * part)));
+        row_of(html, "td", &cells);
+    }
+    let _ = write!(html, "</table><p class=\"note\">{NESTED_HOW}.</p>");
+    if bench.ledger.is_empty() {
+        return;
+    }
+    *html += "<h3>What counting costs: <code>total</code> to <code>none</code></h3><table>";
+    row_of(html, "th", &["what", "order", "ratio", "quartiles of turns"].map(str::to_owned));
+    for row in &bench.ledger {
+        let [low, high] = row.quartiles;
+        let shape = shape_of(row.leaf, row.order);
+        row_of(
+            html,
+            "td",
+            &[row.what.to_owned(), shape, format!("{:.3}", row.to_none), format!("{low:.3} to {high:.3}")],
+        );
+    }
+    *html += "</table>";
+}
+
+/// The label of an axis of some unit.
+fn per_unit(unit: &str) -> &'static str {
+    if unit.ends_with("page") { "a page" } else { "one folio" }
 }
 
 /// Every scheme beside the others, where there are several.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quire::abi::bench::{Layer, Operation, Shape, spare, word};
+use quire::abi::bench::{Layer, Operation, Scope, Shape, batch, spare, word};
 use quire::abi::replay::metadata_of;
 use quire::abi::results;
 use quire::abi::sample::Sample;
@@ -13,6 +13,7 @@ use quire::mapcount::Scheme;
 use super::launch;
 use super::plan::{Frames, Plan};
 use super::rows::{Bench, Distribution, Layers, Recording, Row, Turn};
+use super::vms::{self, Vms};
 use crate::doctor::Host;
 use crate::error::Error;
 use crate::memory::{Backing, Populate};
@@ -43,6 +44,8 @@ pub struct Options {
     pub shapes: Vec<Shape>,
     /// The schemes.
     pub schemes: Vec<Scheme>,
+    /// How the operations on VMs are measured, if any are wanted.
+    pub vms: Option<Vms>,
     /// The ring of the manager.
     pub ring: Ring,
     /// The host's memory behind the guest's.
@@ -56,6 +59,13 @@ pub struct Options {
 /// The orders that are measured when none is named.
 pub const ORDERS: [u8; 6] = [0, 2, 4, 6, 8, 9];
 
+impl Options {
+    /// Those of the operations that are among `wanted`.
+    pub(super) fn among(&self, wanted: &[Operation]) -> Vec<Operation> {
+        self.operations.iter().copied().filter(|operation| wanted.contains(operation)).collect()
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         let mask = ORDERS.iter().fold(0, |mask, order| mask | 1 << order);
@@ -66,6 +76,7 @@ impl Default for Options {
             launches: 30,
             shapes: Shape::of_masks(mask, u64::MAX).collect(),
             schemes: vec![Scheme::Total],
+            vms: None,
             ring: Ring::Auto,
             guest_memory: Backing::Anon,
             turns: 10,
@@ -76,27 +87,29 @@ impl Default for Options {
 
 /// What samples are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    scheme: usize,
-    kind: u8,
-    shape: Shape,
-    frames: Frames,
+pub(super) struct Key {
+    /// In the collection's list.
+    pub(super) scheme: usize,
+    pub(super) kind: u8,
+    pub(super) shape: Shape,
+    pub(super) frames: Frames,
     /// From a run that times layers.
-    in_layers: bool,
+    pub(super) in_layers: bool,
 }
 
 /// The samples of a key and their floor.
 #[derive(Clone, Debug, Default)]
-struct Series {
-    quire: Distribution,
-    floor: Distribution,
-    turns: Vec<Turn>,
+pub(super) struct Series {
+    pub(super) quire: Distribution,
+    pub(super) floor: Distribution,
+    pub(super) turns: Vec<Turn>,
 }
 
 /// Everything collected.
 #[derive(Debug, Default)]
-struct Collection {
-    series: BTreeMap<Key, Series>,
+pub(super) struct Collection {
+    pub(super) series: BTreeMap<Key, Series>,
+    pub(super) schemes: Vec<Scheme>,
     ring: Option<u64>,
     stamps_ns: f64,
     otherwise: u64,
@@ -113,7 +126,7 @@ pub fn measure(options: &Options) -> Result<Bench, Error> {
         let what = format!("benchmark, turn {} of {}", turn + 1, options.turns);
         progress::during(&what, || all.turn(options, turn == 0))?;
     }
-    let mut rows = all.rows(options);
+    let mut rows = all.rows();
     if options.metadata {
         for &scheme in &options.schemes {
             rows.extend(progress::during("metadata", || metadata(options, scheme))?);
@@ -122,7 +135,8 @@ pub fn measure(options: &Options) -> Result<Bench, Error> {
     if options.launches > 0 {
         rows.extend(progress::during("launches", || launch::rows(options.launches))?);
     }
-    let fastest = rows.iter().filter(|row| row.what == Operation::Fault.name()).map(|row| row.quire);
+    let is_fault = |row: &&Row| [Operation::Fault, Operation::NestedFault].iter().any(|fault| fault.name() == row.what);
+    let fastest = rows.iter().filter(is_fault).map(|row| row.quire);
     let fastest = fastest.fold(f64::INFINITY, f64::min);
     let bench = Bench {
         quire: env!("CARGO_PKG_VERSION"),
@@ -138,6 +152,10 @@ pub fn measure(options: &Options) -> Result<Bench, Error> {
             .is_finite()
             .then(|| Recording { stamps_ns: all.stamps_ns, part_of_fault: all.stamps_ns / fastest }),
         layers: if options.layers { all.layers(options) } else { Vec::new() },
+        stage2: options.vms.as_ref().map(|vms| vms.stage2.name()),
+        vm_memory: options.vms.as_ref().map(|vms| vms.memory),
+        nested_layers: options.vms.as_ref().map(|vms| all.nested_layers(options, vms)).unwrap_or_default(),
+        ledger: all.ledger(options),
         rows,
     };
     match bench.nonsense() {
@@ -171,10 +189,8 @@ fn boot(plan: &Plan, options: &Options) -> Result<Outcome, Error> {
 impl Collection {
     /// One turn: every scheme with every kind of frames.
     fn turn(&mut self, options: &Options, is_first: bool) -> Result<(), Error> {
-        let among = |wanted: &[Operation]| -> Vec<_> {
-            options.operations.iter().copied().filter(|operation| wanted.contains(operation)).collect()
-        };
-        for (scheme, &name) in options.schemes.iter().enumerate() {
+        let among = |wanted: &[Operation]| options.among(wanted);
+        for &name in &options.schemes {
             let plan = Plan {
                 scheme: name,
                 shapes: options.shapes.clone(),
@@ -184,14 +200,14 @@ impl Collection {
                 is_recounted: is_first,
                 ..Plan::default()
             };
-            let cleared = Plan { operations: options.operations.clone(), ..plan.clone() };
-            self.boot(&cleared, options, scheme)?;
+            let cleared = Plan { operations: among(&Operation::EACH), ..plan.clone() };
+            self.boot(&cleared, options)?;
             let known = Plan {
                 operations: among(&[Operation::Fault, Operation::Touch]),
                 frames: Frames::KnownZero,
                 ..plan.clone()
             };
-            self.boot(&known, options, scheme)?;
+            self.boot(&known, options)?;
             for &shape in &options.shapes {
                 // A VM for each: none may find what another has touched.
                 let fresh = Plan {
@@ -201,7 +217,7 @@ impl Collection {
                     samples: 0,
                     ..plan.clone()
                 };
-                self.boot(&fresh, options, scheme)?;
+                self.boot(&fresh, options)?;
             }
             if options.layers {
                 let mut shapes = options.shapes.clone();
@@ -215,16 +231,24 @@ impl Collection {
                     is_recounted: false,
                     ..plan
                 };
-                self.boot(&layers, options, scheme)?;
+                self.boot(&layers, options)?;
             }
+        }
+        if let Some(vms) = &options.vms {
+            self.turn_of_vms(options, vms, is_first)?;
         }
         Ok(())
     }
 
-    fn boot(&mut self, plan: &Plan, options: &Options, scheme: usize) -> Result<(), Error> {
+    /// Runs one plan and keeps its samples.
+    pub(super) fn boot(&mut self, plan: &Plan, options: &Options) -> Result<(), Error> {
         if plan.operations.is_empty() || plan.shapes.is_empty() {
             return Ok(());
         }
+        let scheme = self.schemes.iter().position(|&scheme| scheme == plan.scheme).unwrap_or_else(|| {
+            self.schemes.push(plan.scheme);
+            self.schemes.len() - 1
+        });
         let outcome = boot(plan, options)?;
         let tick_ns = outcome.nanoseconds_per_tick();
         self.ring = Some(outcome.words[results::RING]);
@@ -251,31 +275,37 @@ impl Collection {
         Ok(())
     }
 
-    fn rows(&self, options: &Options) -> Vec<Row> {
+    fn rows(&self) -> Vec<Row> {
         let rows = self.series.iter().filter(|(key, _)| !key.in_layers).filter_map(|(key, series)| {
             let operation = Operation::of_kind(key.kind)?;
             let percentiles = series.quire.percentiles()?;
             let floor = series.floor.percentiles();
-            Some(Row {
+            let row = Row {
                 what: operation.name().to_owned(),
                 order: Some(key.shape.order.get()),
                 leaf: Some(key.shape.level.leaf_order().get()),
                 frames: Some(key.frames.name().to_owned()),
-                scheme: Some(options.schemes[key.scheme].name().to_owned()),
-                headline: key.frames == Frames::ToClear,
+                scheme: Some(self.schemes[key.scheme].name().to_owned()),
+                headline: key.frames == Frames::ToClear || vms::is_of_vms(operation),
                 quire: percentiles.p50,
                 floor: floor.map(|floor| floor.p50),
                 peers: BTreeMap::new(),
-                unit: if operation.is_bulk() { "ns per page" } else { "ns per folio" }.to_owned(),
+                unit: match operation.scope() {
+                    Scope::All if !vms::is_of_vms(operation) => "ns per page",
+                    Scope::Pages => "ns per page",
+                    _ => "ns per folio",
+                }
+                .to_owned(),
                 percentiles: Some(percentiles),
                 floor_percentiles: floor,
                 turns: series.turns.clone(),
                 histogram: series.quire.buckets(),
-            })
+            };
+            Some(vms::in_units(row, operation, key.shape))
         });
-        let mut rows: Vec<_> = rows.collect();
-        let place = |row: &Row| Operation::EACH.iter().position(|operation| operation.name() == row.what);
-        rows.sort_by_key(place);
+        let mut rows: Vec<_> = rows.flatten().collect();
+        let each = || Operation::EACH.into_iter().chain(Operation::OF_VMS);
+        rows.sort_by_key(|row: &Row| each().position(|operation| operation.name() == row.what));
         rows
     }
 
@@ -336,13 +366,22 @@ fn shape_of(sample: &Sample) -> Option<(Shape, bool)> {
     Some((Shape { order: sample.order, level }, sample.spare & spare::FLOOR != 0))
 }
 
-/// What the ticks of a sample are divided by: pages for what is done to all of them, else folios.
+/// What the ticks of a sample are divided by: pages for what is done to all of them, else folios. What is done to a whole VM is kept by folio too, as a page of a large one takes too
+/// little.
 fn units(kind: u8, shape: Shape, pages: u64) -> f64 {
-    if Operation::of_kind(kind).is_some_and(Operation::is_bulk) {
-        return pages as f64;
-    }
-    let layer = Layer::EACH.into_iter().find(|&layer| layer as u8 == kind);
-    layer.map_or(1, |layer| layer.folios(shape.folios(pages))) as f64
+    let folios = shape.folios(pages);
+    let units = match (Operation::of_kind(kind), Layer::of_kind(kind)) {
+        (Some(operation), _) => match operation.scope() {
+            Scope::Folio => 1,
+            Scope::Folios => batch(folios),
+            Scope::Pages => batch(pages),
+            Scope::All if vms::is_of_vms(operation) => folios,
+            Scope::All => pages,
+        },
+        (_, Some(layer)) => layer.folios(folios),
+        _ => 1,
+    };
+    units as f64
 }
 
 /// The middle one.

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use quire::abi::bench::{self, Operation, Shape, frames};
-use quire::abi::{BootInfo, boot};
+use quire::abi::{BootInfo, boot, nest};
 use quire::mapcount::Scheme;
 
-use crate::replay::Ring;
+use crate::replay::{Ring, Stage2};
 
 /// What the frames of a benchmark are like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +56,8 @@ pub struct Plan {
     pub scheme: Scheme,
     /// The ring of the manager.
     pub ring: Ring,
+    /// How stage-2 tables of VMs are written.
+    pub stage2: Stage2,
     /// What the frames are like.
     pub frames: Frames,
     /// Pages of folios in a round, a multiple of 512.
@@ -77,6 +79,7 @@ impl Default for Plan {
             shapes: (0..bench::SHAPES).map(Shape::nth).collect(),
             scheme: Scheme::Total,
             ring: Ring::Auto,
+            stage2: Stage2::None,
             frames: Frames::ToClear,
             pages: 1024,
             rounds: 32,
@@ -94,7 +97,8 @@ impl Plan {
         let mut words = BootInfo::new();
         words[boot::RING] = self.ring.word();
         words[boot::SCHEME] = self.scheme as u64;
-        words[bench::OPERATIONS] = self.operations.iter().fold(0, |mask, operation| mask | operation.bit());
+        words[nest::ENGINE] = self.stage2.word();
+        words[bench::OPERATIONS] = self.mask();
         words[bench::ORDERS] = self.shapes.iter().fold(0, |mask, shape| mask | 1 << shape.order.get());
         words[bench::LEVELS] = self.shapes.iter().fold(0, |mask, shape| mask | 1 << shape.level.get());
         words[bench::FRAMES] = self.frames.word();
@@ -106,21 +110,29 @@ impl Plan {
         words
     }
 
+    fn mask(&self) -> u64 {
+        self.operations.iter().fold(0, |mask, operation| mask | operation.bit())
+    }
+
     /// Rounds of `shape`, the one that is not timed left out.
     #[must_use]
     pub fn rounds(&self, shape: Shape) -> u64 {
         self.rounds.max(self.samples.div_ceil(shape.folios(self.pages))).max(1)
     }
 
-    /// Room for samples: no more than ten of each folio and its floor, and of each round.
+    /// Room for samples: no more than ten of each folio and its floor, and of each round; and those of single pages.
     #[must_use]
     pub fn room(&self) -> u64 {
-        self.shapes.iter().map(|&shape| self.rounds(shape) * (20 * shape.folios(self.pages) + 40)).sum()
+        let pages = if self.operations.contains(&Operation::LogStore) { 2 * self.pages } else { 0 };
+        self.shapes.iter().map(|&shape| self.rounds(shape) * (20 * shape.folios(self.pages) + 40 + pages)).sum()
     }
 
     /// Bytes of frames that it takes.
     #[must_use]
     pub fn memory(&self) -> u64 {
+        if Operation::is_of_vms(self.mask()) {
+            return self.memory_of_vms();
+        }
         // A manager has two rounds' pages and 2048 frames; the floor has its pages and some.
         let chunk = 2 * self.pages + 2048;
         let managers = match self.frames {
@@ -129,6 +141,23 @@ impl Plan {
         };
         let frames = managers * chunk + 2 * self.pages + 2048;
         // The recount has rows of 64 bytes for each.
+        (frames + frames / 32) << 12
+    }
+
+    fn memory_of_vms(&self) -> u64 {
+        let chunk = |pages| bench::vm_chunk(pages, self.mask());
+        let managed = match self.frames {
+            // A manager for each round and operation at most, but for the two that end one VM; the first round is smaller if it is not recounted.
+            Frames::Fresh => {
+                let rounds: u64 = self.shapes.iter().map(|&shape| self.rounds(shape)).sum();
+                let first = chunk(if self.is_recounted { self.pages } else { bench::WARM_PAGES });
+                let acts = self.operations.iter().filter(|&&operation| operation != Operation::VmmTeardown).count();
+                (rounds * chunk(self.pages) + self.shapes.len() as u64 * first) * acts.max(1) as u64
+            }
+            _ => chunk(self.pages),
+        };
+        // The floor has three entries for each page.
+        let frames = managed + self.pages / 128 + 2048;
         (frames + frames / 32) << 12
     }
 }

@@ -127,10 +127,30 @@ impl Row {
     /// Where a folio of its shape stands among others: `4`, `9`, `9 (2M leaf)`.
     #[must_use]
     pub fn shape(&self) -> String {
-        match (self.order, self.leaf) {
-            (Some(order), Some(9)) => format!("{order} (2M leaf)"),
-            (Some(order), _) => order.to_string(),
-            (None, _) => "-".to_owned(),
+        self.order.map_or_else(|| "-".to_owned(), |order| super::text::shape_of(self.leaf.unwrap_or(0), order))
+    }
+
+    /// The same times `factor`, which makes `unit` of it.
+    #[must_use]
+    pub fn scaled(&self, factor: f64, unit: &str) -> Self {
+        let percentiles = |p: Percentiles| Percentiles {
+            count: p.count,
+            p50: p.p50 * factor,
+            p90: p.p90 * factor,
+            p99: p.p99 * factor,
+            p999: p.p999 * factor,
+            max: p.max * factor,
+        };
+        let turn = |turn: &Turn| Turn { quire: turn.quire * factor, floor: turn.floor.map(|floor| floor * factor) };
+        Self {
+            quire: self.quire * factor,
+            floor: self.floor.map(|floor| floor * factor),
+            unit: unit.to_owned(),
+            percentiles: self.percentiles.map(percentiles),
+            floor_percentiles: self.floor_percentiles.map(percentiles),
+            turns: self.turns.iter().map(turn).collect(),
+            histogram: self.histogram.iter().map(|&(value, count)| (value * factor, count)).collect(),
+            ..self.clone()
         }
     }
 
@@ -177,6 +197,54 @@ pub struct Layers {
     pub stage2: Option<f64>,
 }
 
+/// Where the time of a nested fault goes, in nanoseconds, medians.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NestedLayers {
+    /// Order of the folio, at every level.
+    pub order: u8,
+    /// log2 of the pages that each leaf maps.
+    pub leaf: u8,
+    /// The scheme.
+    pub scheme: &'static str,
+    /// From before the access until after it.
+    pub total: f64,
+    /// The floor: the same two round trips, with handlers that store the entries.
+    pub exception_and_return: f64,
+    /// Level 0 finds that the guest's own table lacks the page.
+    pub reflect: f64,
+    /// The guest's manager, level 1, serves its own fault.
+    pub guest: f64,
+    /// The VMM's space makes the memory.
+    pub host: f64,
+    /// Stage-2 leaves are entered.
+    pub stage2: f64,
+    /// Leaves of the composed table are entered.
+    pub compose: f64,
+    /// What these leave of the total: second attempts, and what the host's MMU does meanwhile.
+    pub residue: f64,
+    /// Of all that, the ledger: the scheme told at three levels.
+    pub accounting: f64,
+    /// That as a part of the total.
+    pub part_of_fault: f64,
+    /// And as a part of what the levels take, round trips apart.
+    pub part_of_levels: f64,
+}
+
+/// What counting costs an operation: `total` beside `none`, turn by turn.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ledger {
+    /// What was done.
+    pub what: &'static str,
+    /// Order of the folios.
+    pub order: u8,
+    /// log2 of the pages that each leaf maps.
+    pub leaf: u8,
+    /// Median of the turns' ratios of their medians.
+    pub to_none: f64,
+    /// The quartiles around it.
+    pub quartiles: [f64; 2],
+}
+
 /// What recording itself costs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Recording {
@@ -213,6 +281,14 @@ pub struct Bench {
     pub rows: Vec<Row>,
     /// Where the time of a fault goes.
     pub layers: Vec<Layers>,
+    /// How the stage-2 tables of the rows of VMs are written; `None` without such rows.
+    pub stage2: Option<&'static str>,
+    /// Bytes of the VM whose end was timed.
+    pub vm_memory: Option<u64>,
+    /// Where the time of a nested fault goes.
+    pub nested_layers: Vec<NestedLayers>,
+    /// What counting costs on VMs.
+    pub ledger: Vec<Ledger>,
 }
 
 impl Bench {

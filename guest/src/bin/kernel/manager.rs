@@ -36,6 +36,13 @@ fn run(machine: &Machine, boot: &BootInfo, trace: &[[u64; OP_WORDS]], results: &
     measure_floor(machine, boot[words::FLOOR_PAGES])?;
     let scheme = Scheme::from_number(boot[boot::SCHEME]).ok_or("no scheme has this number")?;
     let run = Run { machine, boot, trace, results, room: Room::new(machine, boot)? };
+    if bench::Operation::is_of_vms(boot[bench::OPERATIONS]) {
+        return match scheme {
+            Scheme::None => crate::bench::run_vms::<quire::mapcount::None>(&run),
+            Scheme::Total => crate::bench::run_vms::<Total>(&run),
+            _ => Err("a VM is benchmarked under `none` or `total`"),
+        };
+    }
     match scheme {
         _ if boot[nest::ENGINE] == nest::engine::NONE => scheme.run(run),
         // Every scheme at two levels would be an image of many megabytes: one alone, and all of them beside the oracle.

@@ -3,10 +3,13 @@
 use core::ops::Range;
 
 use quire::abi::bench::{self, FLOOR_FAULTS, Operation, Shape, frames};
+use quire::abi::nest::{ENGINE, engine};
 use quire::addr::{ENTRIES, Order, Pfn};
 use quire::memory::Memory;
+use quire::stage2::Stage2Format;
 
 use super::bare::Bare;
+use super::vm;
 use crate::manager::Run;
 
 /// What a manager needs beside the pages of two regions: slots, tables, records, its reserve, and what alignment loses.
@@ -18,6 +21,7 @@ pub struct Plan {
     operations: u64,
     orders: u64,
     levels: u64,
+    engine: u64,
     /// One of [`frames`].
     pub frames: u64,
     /// Pages of folios in a round.
@@ -47,13 +51,16 @@ impl Plan {
         if pages == 0 || !pages.is_multiple_of(Order::HUGE.pages()) {
             return Err("benchmark: the pages of a round are no multiple of 512");
         }
+        let is_of_vms = Operation::is_of_vms(boot[bench::OPERATIONS]);
+        let bare_frames = if is_of_vms { vm::Floor::frames(pages) } else { Bare::frames(pages) };
         let bare = run.room.managed.start;
-        let first = bare.add(Bare::frames(pages)).raw().next_multiple_of(Order::HUGE.pages());
+        let first = bare.add(bare_frames).raw().next_multiple_of(Order::HUGE.pages());
         let count = run.room.managed.end.raw().saturating_sub(first);
         let plan = Self {
             operations: boot[bench::OPERATIONS],
             orders: boot[bench::ORDERS],
             levels: boot[bench::LEVELS],
+            engine: boot[ENGINE],
             frames: boot[bench::FRAMES],
             pages,
             rounds: boot[bench::ROUNDS].max(1),
@@ -67,7 +74,7 @@ impl Plan {
         if count < plan.chunk() {
             return Err("benchmark: too few frames");
         }
-        run.machine.zero(bare, Bare::frames(pages));
+        run.machine.zero(bare, bare_frames);
         if plan.frames != frames::FRESH {
             run.machine.zero(plan.first, plan.chunk());
         }
@@ -94,9 +101,32 @@ impl Plan {
         shape.folios(self.pages).min(FLOOR_FAULTS)
     }
 
+    /// The same with `pages` in a round, no more than before.
+    pub fn of_pages(&self, pages: u64) -> Self {
+        Self { pages, ..*self }
+    }
+
+    /// Whether VMs are what is timed.
+    pub fn is_of_vms(&self) -> bool {
+        Operation::is_of_vms(self.operations)
+    }
+
+    /// How stage-2 tables are written.
+    ///
+    /// # Errors
+    /// When no engine has that number.
+    pub fn format(&self) -> Result<Stage2Format, &'static str> {
+        match self.engine {
+            engine::NONE | engine::SHADOW => Ok(Stage2Format::LongMode),
+            engine::EPT => Ok(Stage2Format::Ept),
+            engine::NPT => Ok(Stage2Format::Npt),
+            _ => Err("no engine has this number"),
+        }
+    }
+
     /// Frames of one manager.
     fn chunk(&self) -> u64 {
-        2 * self.pages + OVERHEAD
+        if self.is_of_vms() { bench::vm_chunk(self.pages, self.operations) } else { 2 * self.pages + OVERHEAD }
     }
 
     /// The frames of the next round's manager; `None` when those that nobody has touched are used up, but for the first `used`.

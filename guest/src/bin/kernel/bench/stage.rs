@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use quire::abi::bench::{Layer, Operation, Shape, spare};
+use quire::abi::bench::{Layer, Operation, Shape, batch, spare};
 use quire::abi::sample::Sample;
 use quire::abi::stamp;
 use quire::addr::Gva;
@@ -34,6 +34,25 @@ impl Clock {
     /// Times `work` as one `operation`.
     pub fn time<T>(self, operation: Operation, work: impl FnOnce() -> T) -> T {
         self.time_kind(operation as u8, work)
+    }
+
+    /// Does `work` for each of `all`, and times it as one `operation` for each whole [`batch`].
+    ///
+    /// # Errors
+    /// The first of `work`.
+    pub fn time_batches<T>(
+        self,
+        operation: Operation,
+        all: impl ExactSizeIterator<Item = T>,
+        work: impl Fn(T) -> Result<(), &'static str>,
+    ) -> Result<(), &'static str> {
+        let size = batch(all.len() as u64);
+        let mut all = all;
+        while all.len() > 0 {
+            let whole = Self { runs: self.runs && all.len() as u64 >= size, ..self };
+            whole.time(operation, || all.by_ref().take(size as usize).try_for_each(&work))?;
+        }
+        Ok(())
     }
 
     /// Times `work` as `layer`.
