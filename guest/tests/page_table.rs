@@ -46,7 +46,7 @@ impl Heap {
         self.next.get() - 1 - self.freed.borrow().len() as u64
     }
     fn finish<F: Format>(&self, table: PageTable<F>, flush: &mut Flush<()>) {
-        flush.finish(self, self, table.root(), |()| {});
+        flush.finish(self, self, table.root(), |_: &[()]| {});
     }
 }
 

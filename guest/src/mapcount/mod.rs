@@ -64,7 +64,7 @@ pub struct Target<'a, M> {
     frames: &'a Frames<M>,
     head: Pfn,
     order: Order,
-    anon: bool,
+    folio: Folio<'a>,
     /// Order 0: the scheme's one count.
     small: Option<Count32<'a>>,
     /// Order 1 and above: the scheme's state. Order 0: counts of the observers behind the first.
@@ -82,7 +82,7 @@ impl<'a, M: Memory> Target<'a, M> {
             frames,
             head: folio.head(),
             order: folio.order(),
-            anon: folio.is_anon(),
+            folio,
             small: folio.small_count(),
             state: folio.state(),
             nth: 0,
@@ -94,6 +94,11 @@ impl<'a, M: Memory> Target<'a, M> {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.order.pages()
+    }
+
+    /// Whether it is private anonymous memory.
+    fn is_anon(&self) -> bool {
+        self.folio.is_anon()
     }
 
     /// The scheme's per-page count of page `page`.

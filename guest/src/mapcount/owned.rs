@@ -199,7 +199,7 @@ impl<X: Extent> Large for Owned<X> {
         state.extent.sub(t, b);
         let after = state.store(t);
         let total = after.total(t);
-        Delta { maybe_partial: t.anon && 0 < total && total < t.pages(), ..after.since(t, &before) }
+        Delta { maybe_partial: 0 < total && total < t.pages() && t.is_anon(), ..after.since(t, &before) }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

@@ -59,6 +59,15 @@ pub struct Place {
     pub level: Level,
 }
 
+impl Place {
+    /// One past the last page that the table translates.
+    #[must_use]
+    #[inline]
+    pub fn table_end(self) -> u64 {
+        (self.page & !(self.level.table_pages() - 1)) + self.level.table_pages()
+    }
+}
+
 /// What a count of leaves found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped {
@@ -114,7 +123,7 @@ impl<F: Format> PageTable<F> {
     // Always: a place that is handed over in memory, its level a single byte, is slower to read back than the walk is to do.
     #[inline(always)]
     pub fn deepest<T: Tables>(self, tables: &T, page: u64) -> (Place, Entry) {
-        let (table, level, raw) = cursor::descend::<F, T>(tables, self.root, page);
+        let (table, _, level, raw) = cursor::descend::<F, T>(tables, self.root, page);
         (Place { page: page & !(level.entry_pages() - 1), table, level }, F::decode(raw, level))
     }
 

@@ -35,11 +35,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = {
             let from = self.space(parent);
             let to = self.space(child);
-            let _parent = write_lock(from.lock);
-            let _child = write_lock(to.lock);
+            let _parent = write_lock(from.lock());
+            let _child = write_lock(to.lock());
             let mut flush = Flush::new();
             let result = self.copy_vmas(&from, &to, &mut flush);
-            to.brk.store(from.brk.load(Relaxed), Relaxed);
+            to.brk().store(from.brk().load(Relaxed), Relaxed);
             // The parent must not store through a translation from before.
             self.finish(&from, &mut flush);
             result
@@ -65,7 +65,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let copy = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
             copy.copy_from(vma);
             copy.set_space(to.id);
-            self.insert_in_tree(to.tree, copy);
+            self.insert_in_tree(to.tree(), copy);
             self.link_vma_all(copy);
             // No fault brings what a driver inserted.
             if vma.family() != 0 || vma.tracking() == Tracking::Mixed {
@@ -85,7 +85,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> Result<(), MapError> {
         let mut copied = Copied::default();
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
-        to.rss.fetch_add(copied.pages, Relaxed);
+        to.rss().fetch_add(copied.pages, Relaxed);
         self.statistics.adds.fetch_add(copied.batches, Relaxed);
         self.statistics.note(true, copied.anon);
         self.statistics.note(false, copied.other);

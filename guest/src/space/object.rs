@@ -93,7 +93,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         cache.prune(self, 0..super::PAGES_END, 0..super::PAGES_END, &mut flush);
         // No MMU ever walks a page cache.
-        flush.finish(&NoTlb, self, cache.root(), |()| {});
+        flush.finish(&NoTlb, self, cache.root(), |_: &[()]| {});
         self.free_table(cache.root(), true);
         self.free_object(id.0);
     }

@@ -65,7 +65,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             upper.set_device(vma.frame_at(page));
         }
         vma.set_range(vma.start()..page);
-        self.insert_in_tree(space.tree, upper);
+        self.insert_in_tree(space.tree(), upper);
         self.link_vma_all(upper);
         Ok(upper)
     }
@@ -114,7 +114,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             below.set_family(above.family());
             self.link_vma(below, true);
         }
-        self.remove_from_tree(space.tree, above);
+        self.remove_from_tree(space.tree(), above);
         self.unlink_vma_all(above);
         below.set_range(below.start()..above.end());
         self.vmas.free(&self.frames, above.record);

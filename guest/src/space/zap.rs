@@ -6,11 +6,12 @@ use core::ops::Range;
 use super::fault::batch;
 use super::vma::Vma;
 use super::{Manager, Removed, Space};
+use crate::addr::Level;
 use crate::folio::Folio;
 use crate::format::{Attrs, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, Part};
+use crate::page_table::{Flush, OpenError, Part};
 use core::sync::atomic::Ordering::Relaxed;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
@@ -24,22 +25,48 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         end: u64,
         flush: &mut Flush<Removed<'a>>,
     ) {
-        let mut at = first;
-        while at < end {
-            if flush.is_full() {
+        let mut cursor = space.table().cursor(self, first, end);
+        while let Some(part) = cursor.next() {
+            debug_assert!(!part.straddles(), "a leaf across an edge of {vma:?}");
+            if let Some(i) = self.clear_part(space, vma, &part, part.range(), flush) {
+                cursor.seek(part.page(i));
+                drop(part);
                 self.finish(space, flush);
             }
-            let done = self.for_parts(space, vma, at, end, flush, |part, range, flush| {
-                match self.clear_part(space, vma, part, range, flush) {
-                    Some(i) => ControlFlow::Break(part.page(i)),
-                    None => ControlFlow::Continue(()),
-                }
-            });
-            match done {
-                ControlFlow::Break(page) => at = page,
-                ControlFlow::Continue(()) => break,
+        }
+    }
+
+    /// As [`zap`](Self::zap); leaves that reach across an edge of the pages are split first.
+    ///
+    /// # Errors
+    /// [`OpenError`] when there is no table for that.
+    pub(super) fn zap_within<'a>(
+        &'a self,
+        space: &Space<'_>,
+        vma: Vma<'a>,
+        range: Range<u64>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<(), OpenError> {
+        let (place, _) = space.table().deepest(self, range.start);
+        if place.level == Level::ONE && range.end <= place.table_end() {
+            // The smallest leaves, all in one table, which stays as long as the space is held.
+            let mut cursor = space.table().cursor(self, range.start, range.end);
+            loop {
+                let part = cursor.open_at(place);
+                let Some(i) = self.clear_part(space, vma, &part, part.range(), flush) else { return Ok(()) };
+                cursor.seek(part.page(i));
+                drop(part);
+                self.finish(space, flush);
             }
         }
+        // At the ends of a vma no leaf reaches across.
+        for edge in [range.start, range.end] {
+            if vma.start() < edge && edge < vma.end() {
+                self.split_at(space, vma, edge, flush)?;
+            }
+        }
+        self.zap(space, vma, range.start, range.end, flush);
+        Ok(())
     }
 
     /// Clears the leaves of a part; the index to go on with when the token is full.
@@ -79,7 +106,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
             i += n;
         }
-        space.rss.fetch_sub(resident, Relaxed);
+        space.rss().fetch_sub(resident, Relaxed);
         (i < range.end).then_some(i)
     }
 
@@ -109,7 +136,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Everything that the vma maps is about to lead elsewhere or to allow less: has what VMs have taken out of its object, without a leaf of the space (slots
     /// that are [`UNMAPPED`](crate::stage2::SlotFlags::UNMAPPED)), go with the leaves.
     pub(super) fn include_unmapped(&self, space: &Space<'_>, vma: Vma<'_>, flush: &mut Flush<Removed<'_>>) {
-        if space.vms.load(Relaxed) != 0 && vma.object() != 0 && !vma.is_private() {
+        if space.vms().load(Relaxed) != 0 && vma.object() != 0 && !vma.is_private() {
             flush.add_pages(vma.start(), vma.pages());
         }
     }
