@@ -695,16 +695,8 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     #[inline]
     pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
         let clear = F::set_bits(remove);
-        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
-        if let Some(first) = run.alike {
-            fill::<F>(to, first & !clear, self.level);
-            if first & clear != 0 {
-                fill::<F>(from, first & !clear, self.level);
-            }
-            return;
-        }
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
-        for (from, to) in from.iter().zip(to) {
+        let one = |from: &AtomicU64, to: &AtomicU64| {
             let raw = from.load(Relaxed);
             to.store(raw & !clear, Relaxed);
             if raw & clear != 0 {
@@ -714,7 +706,19 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
                     from.fetch_and(!clear, AcqRel);
                 }
             }
+        };
+        if run.leaves == 1 {
+            return one(&self.entries[i], &to.entries[i]);
         }
+        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
+        if let Some(first) = run.alike {
+            fill::<F>(to, first & !clear, self.level);
+            if first & clear != 0 {
+                fill::<F>(from, first & !clear, self.level);
+            }
+            return;
+        }
+        from.iter().zip(to).for_each(|(from, to)| one(from, to));
     }
 
     /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table.

@@ -311,7 +311,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Tells the counts of leaves that are about to appear.
     #[inline(always)]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        let delta = counting(Call::Add, || A::add(&self.counts(folio), batch, beside))?;
+        let delta = counting(Call::Add, || self.tell(folio, *batch, beside, A::add))?;
         self.statistics.adds.fetch_add(1, Relaxed);
         self.note(folio, delta);
         Ok(())

@@ -422,6 +422,33 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
     }
 
+    /// Tells the scheme by `tell` of leaves of a folio. One of order 0 has no more than its count: only for a larger one is put together, apart, what the scheme sees of it.
+    #[inline(always)]
+    fn tell<'a, R>(
+        &'a self,
+        folio: Folio<'a>,
+        batch: Batch,
+        beside: Neighbours,
+        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
+    ) -> R {
+        if folio.record().is_none() {
+            tell(&self.counts(folio), &batch, beside)
+        } else {
+            self.tell_large(folio, batch, beside, tell)
+        }
+    }
+
+    #[inline(never)]
+    fn tell_large<'a, R>(
+        &'a self,
+        folio: Folio<'a>,
+        batch: Batch,
+        beside: Neighbours,
+        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
+    ) -> R {
+        tell(&self.counts(folio), &batch, beside)
+    }
+
     /// A folio of `order` without references; its contents are zero if `clear`.
     #[inline(always)]
     fn new_folio(&self, order: Order, flags: FolioFlags, mapping: Mapping, clear: bool) -> Option<Folio<'_>> {
@@ -602,7 +629,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             if removed.dirty && !is_anon {
                 folio.set_flags(FolioFlags::DIRTY);
             }
-            let delta = counting(Call::Sub, || A::sub(&self.counts(folio), &removed.batch, removed.beside));
+            let delta = counting(Call::Sub, || self.tell(folio, removed.batch, removed.beside, A::sub));
             if delta.maybe_partial {
                 self.defer(folio);
             }
