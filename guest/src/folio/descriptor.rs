@@ -224,6 +224,16 @@ impl<'a> Folio<'a> {
         self.flags().has(FolioFlags::ANON)
     }
 
+    /// Where it says whether it is private anonymous memory: the word and the bit.
+    #[inline]
+    pub(crate) fn anon_bit(&self) -> (&'a AtomicU64, u64) {
+        let anon = u64::from(FolioFlags::ANON.0);
+        match self.record {
+            None => (&self.words[1], SMALL_FLAGS.bits(anon)),
+            Some(_) => (&self.words[0], LARGE_FLAGS.bits(anon)),
+        }
+    }
+
     /// Sets `flags`; the flags before.
     pub fn set_flags(&self, flags: FolioFlags) -> FolioFlags {
         let bits = u64::from(flags.0);
@@ -322,10 +332,16 @@ impl<'a> Folio<'a> {
         }
     }
 
-    /// The scheme's count of a small folio.
+    /// Whether its order is 0, and its descriptor a slot.
     #[inline]
-    pub(crate) fn small_count(&self) -> Option<Count32<'a>> {
-        self.record.is_none().then(|| Count32::low(&self.words[0]))
+    pub(crate) fn is_small(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// The scheme's count of a [small](Self::is_small) folio.
+    #[inline]
+    pub(crate) fn small_count(&self) -> Count32<'a> {
+        Count32::low(&self.words[0])
     }
 
     /// Words behind the header: the scheme's state (large) or the counts of further observers (small).

@@ -199,37 +199,72 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn fault_anon(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
         let mut orders = self.orders_for(vma);
+        let order = self.take_order(vma, page, place, &mut orders);
+        match self.map_order(space, vma, page, place, (family, order)) {
+            // No frames or no representation for so large a folio, or no room for so many leaves: a smaller one may do.
+            Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {
+                self.fault_anon_smaller(space, vma, page, place, (family, orders))
+            }
+            result => result,
+        }
+    }
+
+    /// As [`fault_anon`](Self::fault_anon), by the smaller of `orders`. Apart: rarely needed.
+    #[cold]
+    #[inline(never)]
+    fn fault_anon_smaller(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        place: Place,
+        (family, orders): (u32, u32),
+    ) -> Result<Attempt, FaultError> {
+        let mut orders = orders;
+        loop {
+            let order = self.take_order(vma, page, place, &mut orders);
+            match self.map_order(space, vma, page, place, (family, order)) {
+                Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Takes the largest order out of `orders` whose folio at `page` fits the vma and one table, where nothing is yet; order 0, which is the last, whether it does or not.
+    #[inline]
+    fn take_order(&self, vma: Vma<'_>, page: u64, place: Place, orders: &mut u32) -> Order {
         loop {
             // Order 0 is always in the mask, and nothing is wrong with it but memory.
             let order = Order::new(orders.ilog2() as u8);
-            orders &= !(1 << order.get());
+            *orders &= !(1 << order.get());
             let first = page & !(order.pages() - 1);
-            let last_resort = orders == 0;
-            let level = self.leaf_level(order, place.level);
-            let fits = vma.start() <= first
-                && first + order.pages() <= vma.end()
-                && level.is_some()
-                && self.is_absent(place, first, order);
-            let folio = if fits || last_resort {
-                let mapping = Mapping { object: family, index: vma.index(first) };
-                self.new_folio(order, FolioFlags::ANON, mapping, true)
-            } else {
-                None
+            let fits = || {
+                vma.start() <= first
+                    && first + order.pages() <= vma.end()
+                    && self.leaf_level(order, place.level).is_some()
+                    && self.is_absent(place, first, order)
             };
-            let (Some(folio), Some(level)) = (folio, level) else {
-                if last_resort {
-                    return Err(FaultError::OutOfFrames);
-                }
-                continue;
-            };
-            match self.map_new(space, vma, folio, first, level, place) {
-                Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
-                Ok(Again) => return Ok(Again),
-                // No representation, or no room for so many: a smaller folio may do.
-                Err(FaultError::Refused(_) | FaultError::OutOfFrames) if !last_resort => {}
-                Err(error) => return Err(error),
+            if *orders == 0 || fits() {
+                return order;
             }
         }
+    }
+
+    /// Maps a new folio of `order` around `page`, of the anonymous object `family`.
+    #[inline]
+    fn map_order(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        place: Place,
+        (family, order): (u32, Order),
+    ) -> Result<Attempt, FaultError> {
+        let first = page & !(order.pages() - 1);
+        let level = self.leaf_level(order, place.level).ok_or(FaultError::OutOfFrames)?;
+        let mapping = Mapping { object: family, index: vma.index(first) };
+        let folio = self.new_folio(order, FolioFlags::ANON, mapping, true).ok_or(FaultError::OutOfFrames)?;
+        self.map_new(space, vma, folio, first, level, place)
     }
 
     /// Orders to try in `vma`, as a mask with bit 0 set.

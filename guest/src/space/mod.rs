@@ -422,7 +422,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
     }
 
-    /// Tells the scheme by `tell` of leaves of a folio. One of order 0 has no more than its count: only for a larger one is put together, apart, what the scheme sees of it.
+    /// Tells the scheme by `tell` of leaves of a folio. One of order 0 has no more than its count: only for a larger one is put together, apart, what the scheme
+    /// sees of it.
     #[inline(always)]
     fn tell<'a, R>(
         &'a self,
@@ -431,8 +432,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         beside: Neighbours,
         tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
     ) -> R {
-        if folio.record().is_none() {
-            tell(&self.counts(folio), &batch, beside)
+        if folio.is_small() {
+            tell(&Target::small(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
         } else {
             self.tell_large(folio, batch, beside, tell)
         }
@@ -446,7 +447,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         beside: Neighbours,
         tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
     ) -> R {
-        tell(&self.counts(folio), &batch, beside)
+        tell(&Target::large(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
     }
 
     /// A folio of `order` without references; its contents are zero if `clear`.
