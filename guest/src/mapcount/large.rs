@@ -152,6 +152,7 @@ impl<S: Large> Accounting for S {
         <S as Large>::region_merge(t, sides);
     }
 
+    #[inline(always)]
     fn relearn<M: Memory>(t: &Target<'_, M>, owner: u32, leaves: impl FnOnce() -> u64) {
         if t.small.is_none() {
             <S as Large>::relearn(t, owner, leaves);
@@ -188,6 +189,7 @@ impl<S: Large> Accounting for S {
         }
     }
 
+    #[inline(always)]
     fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
         match t.small {
             Some(count) => Answer::Exact(count.get() == 1 && refs == 1),

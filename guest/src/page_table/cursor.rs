@@ -307,9 +307,12 @@ fn fill_by(words: &[AtomicU64], first: u64, step: u64) {
             // Release: the memory's contents and counts are there before a walk can reach it.
             word.store(raw.wrapping_add(step * k as u64), Release);
         }
-        raw = raw.wrapping_add(step * CHUNK as u64);
+        raw = raw.wrapping_add(step * words.len() as u64);
     };
-    let (chunks, rest) = words.as_chunks::<CHUNK>();
+    // Whole tables by long strides: next to nothing is spent on the loop.
+    let (strides, rest) = words.as_chunks::<{ 4 * CHUNK }>();
+    strides.iter().for_each(|stride| put(stride));
+    let (chunks, rest) = rest.as_chunks::<CHUNK>();
     chunks.iter().for_each(|chunk| put(chunk));
     put(rest);
 }
@@ -550,7 +553,11 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     }
 
     /// Clears `n` entries from `i` on; the union of the attributes of their leaves.
+    #[inline]
     pub fn clear(&self, i: usize, n: usize) -> Attrs {
+        if n == 1 {
+            return self.held(i).map_or(Attrs::NONE, |leaf| self.take_one(i, leaf));
+        }
         let (mut i, end) = (i, i + n);
         let mut union = Attrs::NONE;
         while i < end {

@@ -533,17 +533,29 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         if part.level() > Level::ONE {
             // One page is copied, not 512: split, and look again.
-            let mut flush = Flush::new();
-            let split = self.split_leaf(vma, &part, i, &mut flush);
-            drop(part);
-            self.finish(space, &mut flush);
-            return split.map(|()| Again).map_err(|_| FaultError::OutOfFrames);
+            return self.split_for_copy(space, vma, part, i);
         }
         folio.get(1);
         drop(part);
         let result = self.copy_to_new(space, vma, page, leaf.pfn, (Some(folio), Some(leaf)), place);
         self.put(folio, 1);
         result
+    }
+
+    /// Splits the leaf at `i` of `part`.
+    #[inline(never)]
+    fn split_for_copy(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        part: Part<'_, LongMode, Self>,
+        i: usize,
+    ) -> Result<Attempt, FaultError> {
+        let mut flush = Flush::new();
+        let split = self.split_leaf(vma, &part, i, &mut flush);
+        drop(part);
+        self.finish(space, &mut flush);
+        split.map(|()| Again).map_err(|_| FaultError::OutOfFrames)
     }
 
     /// The entries around `i` that map `folio` in order with the same rights, within the vma.

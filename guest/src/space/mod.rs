@@ -138,6 +138,7 @@ pub struct Statistics {
 
 impl Statistics {
     /// What a change of counts of anonymous or other folios comes to.
+    #[inline(always)]
     fn note(&self, is_anon: bool, delta: Delta) {
         if is_anon { &self.anon_mapped } else { &self.file_mapped }.add(delta.mapped);
         self.huge_mapped.add(delta.huge);
@@ -156,6 +157,7 @@ impl Signed {
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed).cast_signed()
     }
+    #[inline(always)]
     fn add(&self, n: i64) {
         if n != 0 {
             self.0.fetch_add(n.cast_unsigned(), Relaxed);
@@ -470,6 +472,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Frees a folio whose last reference is gone.
+    #[inline(never)]
     fn free_folio(&self, folio: Folio<'_>) {
         self.unqueue(folio);
         self.frames.free_folios([folio], &self.folios);
@@ -492,6 +495,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(())
     }
 
+    #[inline(always)]
     pub(crate) fn put(&self, folio: Folio<'_>, refs: u32) {
         if folio.put(refs) {
             self.free_folio(folio);
@@ -509,7 +513,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     // --- counts ----------------------------------------------------------------------------------------------
 
-    #[inline]
+    #[inline(always)]
     fn note(&self, folio: Folio<'_>, delta: Delta) {
         self.statistics.note(folio.is_anon(), delta);
     }
@@ -556,6 +560,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Lets the scheme learn how many leaves the owner of `vma` has of `folio`, in that vma and others, if it wants to. The caller holds the space.
+    #[inline]
     pub(crate) fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
         let id = vma.space();
         A::relearn(&self.counts(folio), id.0, || {
@@ -714,7 +719,7 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
         &self.memory().frame(table).0
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
         lock_word(self.frames.table_lock(table))
     }

@@ -8,7 +8,7 @@ use super::vma::Vma;
 use super::{Manager, Removed, Space};
 use crate::addr::Level;
 use crate::folio::Folio;
-use crate::format::{Attrs, Leaf, LongMode};
+use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part};
@@ -47,7 +47,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         range: Range<u64>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), OpenError> {
-        let (place, _) = space.table().deepest(self, range.start);
+        let (mut place, entry) = space.table().deepest(self, range.start);
+        let leaf = place.page..place.page + place.level.entry_pages();
+        if matches!(entry, Entry::Leaf(_)) && range != leaf && range.end <= leaf.end {
+            // Inside of one large leaf.
+            let part = space.table().cursor(self, range.start, range.end).open_at(place);
+            self.split_leaf(vma, &part, part.index(range.start), flush)?;
+            drop(part);
+            (place, _) = space.table().deepest(self, range.start);
+        }
         if place.level == Level::ONE && range.end <= place.table_end() {
             // The smallest leaves, all in one table, which stays as long as the space is held.
             let mut cursor = space.table().cursor(self, range.start, range.end);
