@@ -86,20 +86,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         range: Range<usize>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Option<usize> {
+        let template = batch(vma, part, 0, 0);
         let (mut i, mut resident) = (range.start, 0);
+        // The entries in which something was, first and last.
+        let mut touched = range.end..range.start;
         while i < range.end {
             let Some(leaf) = part.held(i) else {
                 i += 1;
                 continue;
             };
-            if leaf.attrs.has(Attrs::UNTRACKED) {
-                part.clear(i, 1);
-                flush.add_pages(part.page(i), part.level().entry_pages());
-                i += 1;
-                continue;
-            }
             if flush.is_full() {
                 break;
+            }
+            touched.start = touched.start.min(i);
+            if leaf.attrs.has(Attrs::UNTRACKED) {
+                part.clear(i, 1);
+                i += 1;
+                touched.end = i;
+                continue;
             }
             let (folio, first, most) = self.folio_of(part, leaf);
             // How many there are shows as they go: one pass.
@@ -107,14 +111,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 1 => (1, part.take_one(i, leaf)),
                 most => part.take_run(i, most),
             };
-            let batch = batch(vma, part, first, (n as u64) << part.level().page_shift());
-            flush.add_pages(part.page(i), u64::from(batch.pages));
-            resident += u64::from(batch.pages);
+            let pages = (n as u64) << part.level().page_shift();
+            resident += pages;
+            let batch = Batch { first: first as u32, pages: pages as u32, ..template };
             let beside = self.beside(part, vma, folio, i..i + n);
             flush.push(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
             i += n;
+            touched.end = i;
         }
-        space.rss().fetch_sub(resident, Relaxed);
+        if !touched.is_empty() {
+            flush.add_pages(part.page(touched.start), part.page(touched.end) - part.page(touched.start));
+            space.rss().fetch_sub(resident, Relaxed);
+        }
         (i < range.end).then_some(i)
     }
 
