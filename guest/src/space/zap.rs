@@ -8,7 +8,7 @@ use super::vma::Vma;
 use super::{Manager, Removed, Space};
 use crate::addr::Level;
 use crate::folio::Folio;
-use crate::format::{Attrs, Entry, Leaf, LongMode};
+use crate::format::{Attrs, Entry, Format, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part};
@@ -86,6 +86,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         range: Range<usize>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Option<usize> {
+        if part.level() > LongMode::MAX_LEAF {
+            // No leaf stands so high.
+            return None;
+        }
         let template = batch(vma, part, 0, 0);
         let (mut i, mut resident) = (range.start, 0);
         // The entries in which something was, first and last.

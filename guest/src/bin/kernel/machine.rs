@@ -24,6 +24,8 @@ const WORDS: u64 = PAGE_SIZE / 8;
 pub struct Machine {
     first: u64,
     count: u64,
+    /// Where the first frame is in the alias map.
+    base: u64,
     root: Cell<Option<Pfn>>,
     slow_ring0: bool,
     clear_ticks: Cell<u64>,
@@ -39,6 +41,7 @@ impl Machine {
         Self {
             first: boot[boot::FRAMES_FIRST],
             count: boot[boot::FRAMES_COUNT],
+            base: ALIAS_BASE + (boot[boot::FRAMES_FIRST] << PAGE_SHIFT),
             root: Cell::new(None),
             slow_ring0: slow_ring0 && cpu::ring() == 0,
             clear_ticks: Cell::new(0),
@@ -159,7 +162,7 @@ impl Machine {
         if offset >= self.count || count > self.count - offset {
             not_ours(first);
         }
-        ALIAS_BASE + (first.raw() << PAGE_SHIFT)
+        self.base + (offset << PAGE_SHIFT)
     }
 
     /// Runs `work` on a root where ring 3 may use the alias map, then goes back.
