@@ -307,12 +307,9 @@ fn fill_by(words: &[AtomicU64], first: u64, step: u64) {
             // Release: the memory's contents and counts are there before a walk can reach it.
             word.store(raw.wrapping_add(step * k as u64), Release);
         }
-        raw = raw.wrapping_add(step * words.len() as u64);
+        raw = raw.wrapping_add(step * CHUNK as u64);
     };
-    // Whole tables by long strides: next to nothing is spent on the loop.
-    let (strides, rest) = words.as_chunks::<{ 4 * CHUNK }>();
-    strides.iter().for_each(|stride| put(stride));
-    let (chunks, rest) = rest.as_chunks::<CHUNK>();
+    let (chunks, rest) = words.as_chunks::<CHUNK>();
     chunks.iter().for_each(|chunk| put(chunk));
     put(rest);
 }
