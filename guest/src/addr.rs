@@ -197,16 +197,17 @@ impl fmt::Display for Order {
 }
 
 /// Level of a page table, counted from the table of 4 KiB leaves: 1 to 5.
+// Held as what a walk wants at every step, its page shift.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(u8);
 
 impl Level {
     /// The table of 4 KiB leaves.
-    pub const ONE: Self = Self(1);
+    pub const ONE: Self = Self::new(1);
     /// The table of 2 MiB leaves.
-    pub const TWO: Self = Self(2);
+    pub const TWO: Self = Self::new(2);
     /// The table of 1 GiB leaves.
-    pub const THREE: Self = Self(3);
+    pub const THREE: Self = Self::new(3);
 
     /// Level 1 to 5.
     ///
@@ -215,25 +216,25 @@ impl Level {
     #[must_use]
     pub const fn new(level: u8) -> Self {
         assert!(level >= 1 && level <= 5, "level outside 1..=5");
-        Self(level)
+        Self(9 * (level - 1))
     }
 
     /// The level as a number.
     #[must_use]
     pub const fn get(self) -> u8 {
-        self.0
+        self.0 / 9 + 1
     }
 
     /// The next level towards the leaves, or `None` at level 1.
     #[must_use]
     pub const fn below(self) -> Option<Self> {
-        if self.0 == 1 { None } else { Some(Self(self.0 - 1)) }
+        if self.0 == 0 { None } else { Some(Self(self.0 - 9)) }
     }
 
     /// log2 of the base pages that one entry at this level spans: 0, 9, 18, 27, 36.
     #[must_use]
     pub const fn page_shift(self) -> u32 {
-        9 * (self.0 as u32 - 1)
+        self.0 as u32
     }
 
     /// Base pages that one entry at this level spans.
@@ -267,7 +268,7 @@ impl Level {
 
 impl fmt::Debug for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Level({})", self.0)
+        write!(f, "Level({})", self.get())
     }
 }
 

@@ -46,7 +46,7 @@ impl Heap {
         self.next.get() - 1 - self.freed.borrow().len() as u64
     }
     fn finish<F: Format>(&self, table: PageTable<F>, flush: &mut Flush<()>) {
-        flush.finish(self, self, table.root(), |()| {});
+        flush.finish(self, self, table.root(), |_: &[()]| {});
     }
 }
 
@@ -275,9 +275,9 @@ fn what_was_removed_is_released_behind_the_flush() {
     }
     assert!(flush.is_full());
     let mut released = Vec::new();
-    flush.finish(&heap, &heap, Pfn::new(1), |i| {
+    flush.finish(&heap, &heap, Pfn::new(1), |items| {
         assert_eq!(heap.flushes.borrow().len(), 1, "not before the flush");
-        released.push(i);
+        released.extend_from_slice(items);
     });
     assert_eq!(released, (0..FLUSH_CAPACITY).collect::<Vec<_>>());
     assert_eq!(*heap.flushes.borrow(), [FlushScope::Pages { first: 100, pages: 16 }]);
@@ -498,4 +498,36 @@ fn a_run_is_as_long_as_its_entries_say<F: Format>() {
             }
         }
     }
+}
+
+/// What comes before a leaf is found however far the run goes: in steps of one and by chunks, to a gap, another right, or the limit.
+#[test]
+fn a_run_is_found_backwards() {
+    let heap = Heap::new();
+    let table = heap.table::<LongMode>();
+    let part = table.cursor(&heap, 0, 512).open(Level::ONE).unwrap();
+    let leaf = |pfn: u64, attrs| Leaf { pfn: Pfn::new(pfn), attrs };
+    let settled = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED_DIRTY);
+    part.install(10, 60, leaf(1000, settled));
+    for (i, max, before) in
+        [(10, 10, 0), (11, 11, 1), (17, 17, 7), (18, 18, 8), (19, 19, 9), (69, 69, 59), (69, 20, 20), (69, 0, 0)]
+    {
+        assert_eq!(part.run_before(i, max, Attrs::NONE), before, "{i} {max}");
+    }
+    // One that the MMU has not used differs in what may be ignored only.
+    part.clear(40, 1);
+    part.install(40, 1, leaf(1030, settled.without(Attrs::ACCESSED_DIRTY)));
+    assert_eq!(part.run_before(69, 69, Attrs::NONE), 28);
+    assert_eq!(part.run_before(69, 69, Attrs::ACCESSED_DIRTY), 59);
+    // Other memory, another right, nothing.
+    for other in [Some(leaf(2000, settled)), Some(leaf(1005, settled.without(Attrs::WRITE))), None] {
+        part.clear(15, 1);
+        if let Some(other) = other {
+            part.install(15, 1, other);
+        }
+        assert_eq!(part.run_before(69, 69, Attrs::ACCESSED_DIRTY), 53, "{other:?}");
+    }
+    // A frozen leaf is none that a store goes through.
+    part.freeze(50, 1);
+    assert_eq!(part.run_before(69, 69, Attrs::ACCESSED_DIRTY), 18);
 }

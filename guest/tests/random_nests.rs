@@ -53,10 +53,9 @@ fn histories(count: u64, length: u64, step: u64) -> Done {
         let halves = [0, 1].map(|half| {
             scope.spawn(move || {
                 let seeds = move || (first..first + count).filter(move |seed| seed / 8 % 2 == half);
-                let (all, one): (fn(&u64) -> bool, fn(&u64) -> bool) = (|seed| seed % 8 == 0, |seed| seed % 8 > 0);
                 sum(
-                    run::<Everything>(seeds().filter(all), length, step),
-                    run::<Total>(seeds().filter(one), length, step),
+                    run::<Everything>(seeds().filter(|seed| seed % 8 == 0), length, step),
+                    run::<Total>(seeds().filter(|seed| seed % 8 > 0), length, step),
                 )
             })
         });

@@ -882,7 +882,7 @@ fn split_loses_no_bit() {
             let part = table.cursor(&two, 0, 512).next().unwrap();
             part.split(0, &mut flush).unwrap();
             drop(part);
-            flush.finish(&two, &two, Pfn::new(1), |()| {});
+            flush.finish(&two, &two, Pfn::new(1), |_: &[()]| {});
             stored = mmu.join().unwrap();
         });
         let (_, leaf) = table.lookup(&two, 7).unwrap();

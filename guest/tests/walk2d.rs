@@ -175,7 +175,7 @@ fn rights<F: Format>(layout: Layout) {
             let mut flush: Flush<()> = Flush::new();
             let part = second.cursor(&frames, page & !511, (page & !511) + 512).next().unwrap();
             part.change(part.index(page), 1, everything().without(attrs), attrs);
-            flush.finish(&Nobody, &frames, second.root(), |()| {});
+            flush.finish(&Nobody, &frames, second.root(), |_: &[()]| {});
         };
         change(attrs);
         for (access, allowed) in [

@@ -209,7 +209,7 @@ impl<'a> Folio<'a> {
 
     /// What it is.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn flags(&self) -> FolioFlags {
         FolioFlags(match self.record {
             None => SMALL_FLAGS.get(&self.words[1]),
@@ -219,9 +219,19 @@ impl<'a> Folio<'a> {
 
     /// Whether it is private anonymous memory.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn is_anon(&self) -> bool {
         self.flags().has(FolioFlags::ANON)
+    }
+
+    /// Where it says whether it is private anonymous memory: the word and the bit.
+    #[inline(always)]
+    pub(crate) fn anon_bit(&self) -> (&'a AtomicU64, u64) {
+        let anon = u64::from(FolioFlags::ANON.0);
+        match self.record {
+            None => (&self.words[1], SMALL_FLAGS.bits(anon)),
+            Some(_) => (&self.words[0], LARGE_FLAGS.bits(anon)),
+        }
     }
 
     /// Sets `flags`; the flags before.
@@ -261,7 +271,7 @@ impl<'a> Folio<'a> {
     /// References: one per leaf, one of the page cache, one of whoever works on it. Acquire pairs with the Release of [`put`](Self::put): who finds
     /// references gone, and reuses the folio, sees what their holders did.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn refs(&self) -> u64 {
         match self.record {
             None => self.words[0].load(Acquire) >> 32,
@@ -270,7 +280,7 @@ impl<'a> Folio<'a> {
     }
 
     /// Takes `n` references. Before the counts when mapping.
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, n: u32) {
         match self.record {
             None => {
@@ -294,7 +304,7 @@ impl<'a> Folio<'a> {
     }
 
     /// The first references of a folio that nobody else can reach yet: a plain store.
-    #[inline]
+    #[inline(always)]
     pub fn init_refs(&self, n: u32) {
         match self.record {
             None => self.words[0].store(u64::from(n) << 32, Relaxed),
@@ -305,7 +315,7 @@ impl<'a> Folio<'a> {
     /// Drops `n` references; whether they were the last. Behind the counts when unmapping: AcqRel, so that
     /// whoever drops the last one sees everything that the others did.
     #[must_use = "the last reference frees the folio"]
-    #[inline]
+    #[inline(always)]
     pub fn put(&self, n: u32) -> bool {
         tally::note();
         match self.record {
@@ -322,14 +332,20 @@ impl<'a> Folio<'a> {
         }
     }
 
-    /// The scheme's count of a small folio.
-    #[inline]
-    pub(crate) fn small_count(&self) -> Option<Count32<'a>> {
-        self.record.is_none().then(|| Count32::low(&self.words[0]))
+    /// Whether its order is 0, and its descriptor a slot.
+    #[inline(always)]
+    pub(crate) fn is_small(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// The scheme's count of a [small](Self::is_small) folio.
+    #[inline(always)]
+    pub(crate) fn small_count(&self) -> Count32<'a> {
+        Count32::low(&self.words[0])
     }
 
     /// Words behind the header: the scheme's state (large) or the counts of further observers (small).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn state(&self) -> &'a [AtomicU64] {
         match self.record {
             None => &self.words[SMALL_HEADER_WORDS..],

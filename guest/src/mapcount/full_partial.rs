@@ -182,7 +182,7 @@ impl Large for FullPartial {
         let before = visible(t);
         change.leave(b, beside.region.into());
         let left = visible(t);
-        Delta { maybe_partial: t.anon && 0 < left && left < t.pages(), ..became(before, left) }
+        Delta { maybe_partial: 0 < left && left < t.pages() && t.is_anon(), ..became(before, left) }
     }
 
     // Neither changes what any region maps.

@@ -80,7 +80,7 @@ pub trait Large: Copy + fmt::Debug + Send + Sync + 'static {
     fn check_state<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str>;
 }
 
-#[inline]
+#[inline(always)]
 fn small_add(t: &Target<'_, impl Memory>, count: Count32<'_>, b: &Batch) -> Result<bool, Refused> {
     t.admit(u64::from(count.get()), b.pages)?;
     Ok(count.add(b.pages) == 0)
@@ -92,7 +92,7 @@ impl<S: Large> Accounting for S {
     const STATE_WORDS: usize = <S as Large>::STATE_WORDS;
     const PAGE_COUNTS: usize = <S as Large>::PAGE_COUNTS;
 
-    #[inline]
+    #[inline(always)]
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         match t.small {
             Some(count) => Ok(Delta { mapped: i64::from(small_add(t, count, b)?), ..Delta::default() }),
@@ -100,7 +100,7 @@ impl<S: Large> Accounting for S {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         match t.small {
             // The page is mapped already.
@@ -109,7 +109,7 @@ impl<S: Large> Accounting for S {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
         match t.small {
             Some(count) => Delta { mapped: -i64::from(count.sub(b.pages) == b.pages), ..Delta::default() },
@@ -152,6 +152,7 @@ impl<S: Large> Accounting for S {
         <S as Large>::region_merge(t, sides);
     }
 
+    #[inline(always)]
     fn relearn<M: Memory>(t: &Target<'_, M>, owner: u32, leaves: impl FnOnce() -> u64) {
         if t.small.is_none() {
             <S as Large>::relearn(t, owner, leaves);
@@ -188,6 +189,7 @@ impl<S: Large> Accounting for S {
         }
     }
 
+    #[inline(always)]
     fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
         match t.small {
             Some(count) => Answer::Exact(count.get() == 1 && refs == 1),

@@ -51,6 +51,7 @@ pub use vmas::{Region, Vmas};
 pub use zero_one_two_many::ZeroOneTwoMany;
 
 use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, Pfn};
 use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
@@ -64,7 +65,8 @@ pub struct Target<'a, M> {
     frames: &'a Frames<M>,
     head: Pfn,
     order: Order,
-    anon: bool,
+    /// The bit that says whether it is private anonymous memory.
+    anon: (&'a AtomicU64, u64),
     /// Order 0: the scheme's one count.
     small: Option<Count32<'a>>,
     /// Order 1 and above: the scheme's state. Order 0: counts of the observers behind the first.
@@ -78,12 +80,25 @@ impl<'a, M: Memory> Target<'a, M> {
     /// The counts of `folio`; mappings beyond `limit` are refused.
     #[inline(always)]
     pub fn new(frames: &'a Frames<M>, folio: Folio<'a>, limit: u64) -> Self {
+        if folio.is_small() { Self::small(frames, folio, limit) } else { Self::large(frames, folio, limit) }
+    }
+
+    /// As [`new`](Self::new), of a folio of order 0.
+    #[inline(always)]
+    pub(crate) fn small(frames: &'a Frames<M>, folio: Folio<'a>, limit: u64) -> Self {
+        let small = Some(folio.small_count());
+        Self { small, order: Order::BASE, ..Self::large(frames, folio, limit) }
+    }
+
+    /// As [`new`](Self::new), of a larger one.
+    #[inline(always)]
+    pub(crate) fn large(frames: &'a Frames<M>, folio: Folio<'a>, limit: u64) -> Self {
         Self {
             frames,
             head: folio.head(),
             order: folio.order(),
-            anon: folio.is_anon(),
-            small: folio.small_count(),
+            anon: folio.anon_bit(),
+            small: Option::None,
             state: folio.state(),
             nth: 0,
             limit,
@@ -94,6 +109,11 @@ impl<'a, M: Memory> Target<'a, M> {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.order.pages()
+    }
+
+    /// Whether it is private anonymous memory.
+    fn is_anon(&self) -> bool {
+        self.anon.0.load(Relaxed) & self.anon.1 != 0
     }
 
     /// The scheme's per-page count of page `page`.

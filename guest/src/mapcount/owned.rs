@@ -86,14 +86,14 @@ struct State<'a, X> {
 }
 
 impl<'a, X: Extent> State<'a, X> {
-    #[inline]
+    #[inline(always)]
     fn lock<M: Memory>(t: &Target<'a, M>) -> Self {
         let locked = Locked::new(t.state);
         let extent = X::of(t.state[EXTENT].load(core::sync::atomic::Ordering::Relaxed));
         Self { locked, extent }
     }
 
-    #[inline]
+    #[inline(always)]
     fn store<M: Memory>(self, t: &Target<'_, M>) -> Known<X> {
         t.state[EXTENT].store(self.extent.word(), core::sync::atomic::Ordering::Relaxed);
         let known = self.known();
@@ -101,7 +101,7 @@ impl<'a, X: Extent> State<'a, X> {
         known
     }
 
-    #[inline]
+    #[inline(always)]
     fn known(&self) -> Known<X> {
         Known { slots: self.locked.slots, extent: self.extent }
     }
@@ -132,7 +132,7 @@ impl<X: Extent> Known<X> {
     }
 
     /// What has changed since `before`.
-    #[inline]
+    #[inline(always)]
     fn since<M: Memory>(&self, t: &Target<'_, M>, before: &Self) -> Delta {
         let mapped = |known: &Self| known.extent.mapped_pages(t, known.slots.leaves) as i64;
         let huge = |known: &Self| i64::from(known.extent.is_huge(t, known.slots.leaves));
@@ -162,7 +162,7 @@ impl<X: Extent> Owned<X> {
         OwnedCounters { leaves, pages: known.total(t), extent: known.extent, slots: known.slots.pairs(), shared }
     }
 
-    #[inline]
+    #[inline(always)]
     fn add_leaves<M: Memory>(t: &Target<'_, M>, b: &Batch) -> Result<Delta, Refused> {
         let mut state = State::<X>::lock(t);
         let before = state.known();
@@ -199,7 +199,7 @@ impl<X: Extent> Large for Owned<X> {
         state.extent.sub(t, b);
         let after = state.store(t);
         let total = after.total(t);
-        Delta { maybe_partial: t.anon && 0 < total && total < t.pages(), ..after.since(t, &before) }
+        Delta { maybe_partial: 0 < total && total < t.pages() && t.is_anon(), ..after.since(t, &before) }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

@@ -151,7 +151,7 @@ impl Large for PerPage {
                 let visible = c.visible.sub(last) - last;
                 if visible < ENTIRE_MAPPED {
                     delta.mapped = -i64::from(last);
-                    delta.maybe_partial = t.anon && visible != 0;
+                    delta.maybe_partial = visible != 0 && t.is_anon();
                 }
             }
         } else if c.entire.sub(1) == 1 {
@@ -159,7 +159,7 @@ impl Large for PerPage {
             let gone = (pages - i64::from(visible)).max(0);
             delta.mapped = -gone;
             delta.huge = if b.leaf == Order::HUGE { -pages } else { 0 };
-            delta.maybe_partial = t.anon && 0 < gone && gone < pages;
+            delta.maybe_partial = 0 < gone && gone < pages && t.is_anon();
         }
         delta
     }

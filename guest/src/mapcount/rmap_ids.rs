@@ -207,7 +207,7 @@ impl Large for RmapIds {
         change.leaves(-i64::from(b.leaves()), b.owner);
         change.sizes.sub(t, b);
         let left = change.sizes.total(t, change.leaves);
-        Delta { maybe_partial: t.anon && 0 < left && left < t.pages(), ..change.end() }
+        Delta { maybe_partial: 0 < left && left < t.pages() && t.is_anon(), ..change.end() }
     }
 
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

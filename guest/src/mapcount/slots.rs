@@ -41,7 +41,7 @@ pub(super) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(words: &'a [AtomicU64]) -> Self {
         let words = words.first_chunk().expect("the state has as many words");
         let ids = take_bit(&words[0], LOCK);
@@ -55,7 +55,7 @@ impl<'a> Locked<'a> {
         Self { words, slots }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn store(self) {
         let s = self.slots;
         self.words[1].store(LOW.bits(s.leaves) | HIGH.bits(s.counts[0]), Relaxed);
@@ -81,7 +81,7 @@ pub(super) fn is_shared(words: &[AtomicU64]) -> bool {
 }
 
 impl Slots {
-    #[inline]
+    #[inline(always)]
     pub(super) fn add(&mut self, leaves: u64, owner: u32) {
         let owner = u64::from(owner);
         self.leaves += leaves;
@@ -100,7 +100,7 @@ impl Slots {
         // Else: an owner without a slot; shared is set already.
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn sub(&mut self, leaves: u64, owner: u32) {
         self.leaves -= leaves;
         for slot in 0..2 {

@@ -53,9 +53,14 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
         clippy::should_implement_trait,
         reason = "a part borrows the tables, not the cursor, but holds a lock: not an iterator"
     )]
+    #[inline]
     pub fn next(&mut self) -> Option<Part<'a, F, T>> {
-        while self.at < self.end {
-            let (table, level) = self.descend();
+        if self.at < self.end { Some(self.next_part()) } else { None }
+    }
+
+    fn next_part(&mut self) -> Part<'a, F, T> {
+        loop {
+            let (table, level, _) = descend::<F, T>(self.tables, self.root, self.at);
             let guard = self.tables.lock(table);
             let entries = self.tables.entries(table);
             let base = self.at & !(level.table_pages() - 1);
@@ -96,9 +101,8 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
                 format: PhantomData,
             };
             self.at = page_of(i);
-            return Some(part);
+            return part;
         }
-        None
     }
 
     /// The table at `level` that spans the current position, from its entry on to the end of the range or of the table; tables that
@@ -166,24 +170,34 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     }
 
     /// As [`open`](Self::open), of the table where a walk to a page of it has ended: the caller has kept it from going since.
+    #[inline(always)]
     pub fn open_at(&mut self, place: Place) -> Part<'a, F, T> {
         self.part_of(place.table, place.level, Some(self.tables.lock(place.table)))
     }
 
+    /// As [`open`](Self::open), of the table at `level`, when a walk to a page of it has ended at `place`: no second walk if that is there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[inline(always)]
+    pub fn open_from(&mut self, place: Place, level: Level) -> Result<Part<'a, F, T>, OpenError> {
+        if place.level == level { Ok(self.open_at(place)) } else { self.open(level) }
+    }
+
     /// The entries of `table` from the current position on to the end of the range or of the table; the cursor moves behind them.
-    #[inline]
+    #[inline(always)]
     fn part_of(&mut self, table: Pfn, level: Level, guard: Option<WordGuard<'a>>) -> Part<'a, F, T> {
         let base = self.at & !(level.table_pages() - 1);
         let first = level.index(self.at);
-        let end = ((self.end - base).div_ceil(level.entry_pages()) as usize).min(ENTRIES);
-        self.at = base + end as u64 * level.entry_pages();
+        let end = self.end.min(base + level.table_pages());
+        self.at = end;
         Part {
             tables: self.tables,
             table,
             entries: self.tables.entries(table),
             level,
             base,
-            range: first..end,
+            range: first..level.index(end - 1) + 1,
             straddles: false,
             is_fresh: false,
             _guard: guard,
@@ -228,26 +242,20 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
     fn next_table(&self, table: Pfn, level: Level) -> Option<Pfn> {
         F::next_table(self.tables.look(table)[level.index(self.at)].load(Acquire), level)
     }
-
-    /// The deepest table on the way to the current position.
-    fn descend(&self) -> (Pfn, Level) {
-        let (table, level, _) = descend::<F, T>(self.tables, self.root, self.at);
-        (table, level)
-    }
 }
 
 /// The deepest table on the way to `page`, its level, and its entry there.
 #[inline]
 pub(super) fn descend<F: Format, T: Tables>(tables: &T, root: Pfn, page: u64) -> (Pfn, Level, u64) {
     let (mut table, mut level) = (root, F::ROOT);
-    // Acquire pairs with the Release that links a table: its cleared entries are seen.
-    let raw_at = |table, level: Level| tables.look(table)[level.index(page)].load(Acquire);
-    while let Some(below) = level.below() {
-        let raw = raw_at(table, level);
-        let Some(next) = F::next_table(raw, level) else { return (table, level, raw) };
+    loop {
+        // Acquire pairs with the Release that links a table: its cleared entries are seen.
+        let raw = tables.look(table)[level.index(page)].load(Acquire);
+        let (Some(next), Some(below)) = (F::next_table(raw, level), level.below()) else {
+            return (table, level, raw);
+        };
         (table, level) = (next, below);
     }
-    (table, level, raw_at(table, level))
 }
 
 /// Whether all of `words` hold nothing.
@@ -482,6 +490,28 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         self.run(i, max, ignore).leaves
     }
 
+    /// How many leaves before the one at `i`, at most `max`, map the memory before its own and differ from it at most in `ignore`.
+    #[must_use]
+    pub fn run_before(&self, i: usize, max: usize, ignore: Attrs) -> usize {
+        let ignore = F::set_bits(ignore) | F::clear_bits(ignore);
+        let step = F::leaf_step(self.level);
+        let is_before = |j: usize, next: u64| (self.entries[j].load(Relaxed) ^ next.wrapping_sub(step)) & !ignore == 0;
+        let mut next = self.entries[i].load(Relaxed);
+        let mut n = 0;
+        let (_, chunks) = self.entries[i - max..i].as_rchunks::<CHUNK>();
+        for chunk in chunks.iter().rev() {
+            let first = next.wrapping_sub(step * CHUNK as u64);
+            if difference(chunk, first, step) & !ignore != 0 {
+                break;
+            }
+            (n, next) = (n + CHUNK, first);
+        }
+        while n < max && is_before(i - n - 1, next) {
+            (n, next) = (n + 1, next.wrapping_sub(step));
+        }
+        n
+    }
+
     /// As [`run_length`](Self::run_length), with what [`copy_to`](Self::copy_to) wants to know.
     #[must_use]
     #[inline]
@@ -516,7 +546,11 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     }
 
     /// Clears `n` entries from `i` on; the union of the attributes of their leaves.
+    #[inline]
     pub fn clear(&self, i: usize, n: usize) -> Attrs {
+        if n == 1 {
+            return self.held(i).map_or(Attrs::NONE, |leaf| self.take_one(i, leaf));
+        }
         let (mut i, end) = (i, i + n);
         let mut union = Attrs::NONE;
         while i < end {
@@ -661,16 +695,8 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     #[inline]
     pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
         let clear = F::set_bits(remove);
-        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
-        if let Some(first) = run.alike {
-            fill::<F>(to, first & !clear, self.level);
-            if first & clear != 0 {
-                fill::<F>(from, first & !clear, self.level);
-            }
-            return;
-        }
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
-        for (from, to) in from.iter().zip(to) {
+        let one = |from: &AtomicU64, to: &AtomicU64| {
             let raw = from.load(Relaxed);
             to.store(raw & !clear, Relaxed);
             if raw & clear != 0 {
@@ -680,7 +706,19 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
                     from.fetch_and(!clear, AcqRel);
                 }
             }
+        };
+        if run.leaves == 1 {
+            return one(&self.entries[i], &to.entries[i]);
         }
+        let (from, to) = (&self.entries[i..i + run.leaves], &to.entries[i..i + run.leaves]);
+        if let Some(first) = run.alike {
+            fill::<F>(to, first & !clear, self.level);
+            if first & clear != 0 {
+                fill::<F>(from, first & !clear, self.level);
+            }
+            return;
+        }
+        from.iter().zip(to).for_each(|(from, to)| one(from, to));
     }
 
     /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table.

@@ -85,9 +85,10 @@ impl<I> Flush<I> {
         self.cleared &= cleared;
     }
 
-    /// Flushes the address space rooted at `root`, then hands out the removed items and frees the tables. The token is
+    /// Flushes the address space rooted at `root`, then shows the removed items, if there are any, and frees the tables. The token is
     /// empty afterwards and may be used on.
-    pub fn finish<T: Tables>(&mut self, tlb: &impl Tlb, tables: &T, root: Pfn, mut release: impl FnMut(I)) {
+    #[inline]
+    pub fn finish<T: Tables>(&mut self, tlb: &impl Tlb, tables: &T, root: Pfn, release: impl FnOnce(&[I])) {
         if self.tables.is_some() {
             // A paging-structure cache may hold a removed table: INVLPG drops those, but only for the addresses
             // it is told (SDM vol. 3, 4.10.4.1).
@@ -102,8 +103,9 @@ impl<I> Flush<I> {
             tlb.flush(root, scope);
         }
         (self.first, self.end) = (u64::MAX, 0);
-        for item in self.items.drain(..) {
-            release(item);
+        if !self.items.is_empty() {
+            release(&self.items);
+            self.items.clear();
         }
         while let Some(table) = self.tables {
             let entries = tables.entries(table);

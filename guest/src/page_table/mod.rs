@@ -64,6 +64,15 @@ pub struct Place {
     pub level: Level,
 }
 
+impl Place {
+    /// One past the last page that the table translates.
+    #[must_use]
+    #[inline]
+    pub fn table_end(self) -> u64 {
+        (self.page & !(self.level.table_pages() - 1)) + self.level.table_pages()
+    }
+}
+
 /// What a count of leaves found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped {

@@ -18,26 +18,23 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn advise(&self, id: SpaceId, at: Gva, pages: u64, advice: Advice) -> Result<(), MapError> {
         let range = pages_of(at, pages)?;
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let mut flush = Flush::new();
         let mut at = range.start;
         let mut result = Ok(());
-        while let Some(vma) = self.vma_at_or_above(&space, at).filter(|vma| vma.start() < range.end) {
+        while at < range.end
+            && let Some(vma) = self.vma_at_or_above(&space, at).filter(|vma| vma.start() < range.end)
+        {
             at = vma.end();
             let flags = vma.flags();
             let wanted = match advice {
                 Advice::DontNeed => {
                     let part = vma.start().max(range.start)..vma.end().min(range.end);
-                    // A large leaf across an edge keeps what lies outside. At the ends of a vma there is none.
-                    let split = [part.start, part.end]
-                        .into_iter()
-                        .filter(|&edge| vma.start() < edge && edge < vma.end())
-                        .try_for_each(|edge| self.split_at(&space, vma, edge, &mut flush));
-                    if split.is_err() {
+                    // A large leaf across an edge keeps what lies outside.
+                    if self.zap_within(&space, vma, part, &mut flush).is_err() {
                         result = Err(MapError::OutOfFrames);
                         break;
                     }
-                    self.zap(&space, vma, part.start, part.end, &mut flush);
                     continue;
                 }
                 Advice::HugePage => flags.without(VmaFlags::NO_HUGE).or(VmaFlags::HUGE),

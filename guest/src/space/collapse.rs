@@ -40,7 +40,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Turns 512 leaves that map one large folio in order, with the same rights, into one leaf. Whether it was possible.
     pub fn collapse(&self, id: SpaceId, at: Gva) -> bool {
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let Some(vma) = self.find_vma(&space, at.page()) else { return false };
         let level = Level::TWO;
         let Some(Range { start: first, .. }) = block(vma, at).filter(|_| self.policy.max_leaf >= level) else {
@@ -85,7 +85,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn collapse_by_copy(&self, id: SpaceId, at: Gva, max_absent: u64) -> Result<u64, CollapseRefused> {
         let space = self.space(id);
         // Exclusively: whoever faults, pins or walks through rmap waits or goes away.
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let vma = self.find_vma(&space, at.page()).filter(Vma::is_anon).ok_or(CollapseRefused::NotAnon)?;
         let block = block(vma, at).ok_or(CollapseRefused::NotAnon)?;
         if vma.flags().has(VmaFlags::NO_HUGE) || self.policy.max_leaf < Level::TWO {
@@ -144,7 +144,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             part.clear(i, n);
             let beside = self.beside(&part, vma, folio, i..i + n);
             // Flushed when they were frozen.
-            self.release(Removed { folio, batch, beside, dirty: false });
+            self.release(&[Removed { folio, batch, beside, dirty: false }]);
             i += n;
         }
         drop(part);
@@ -153,7 +153,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let part = above();
         let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
         part.install(part.index(block.start), 1, Leaf { pfn: new.head(), attrs });
-        space.rss.fetch_add(absent, Relaxed);
+        space.rss().fetch_add(absent, Relaxed);
         Ok(present)
     }
 

@@ -56,7 +56,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// [`MapError::OutOfFrames`]. Nothing has changed then.
     pub fn insert_page(&self, id: SpaceId, at: Gva, folio: Folio<'_>) -> Result<u64, MapError> {
         let (space, page) = (self.space(id), at.page());
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let vma = self.find_vma(&space, page).ok_or(MapError::NotMapped)?;
         if vma.tracking() == Tracking::Pfn || folio.is_anon() || folio.mapping().object != vma.object() {
             return Err(MapError::WrongKind);
@@ -65,7 +65,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(MapError::BadRange);
         }
         let (place, _) = space.table().deepest(self, page);
-        inserted(self.map_cached(&space, vma, page, folio, false, place.level))
+        inserted(self.map_cached(&space, vma, page, folio, false, place))
     }
 
     /// Maps frame `pfn`, which has no folio, at page `at`. It is never counted.
@@ -76,7 +76,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// has changed then.
     pub fn insert_frame(&self, id: SpaceId, at: Gva, pfn: Pfn) -> Result<(), MapError> {
         let (space, page) = (self.space(id), at.page());
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let vma = self.find_vma(&space, page).ok_or(MapError::NotMapped)?;
         if vma.tracking() == Tracking::Tracked || self.frames.owns_any(pfn..pfn.add(1)) {
             return Err(MapError::WrongKind);

@@ -116,26 +116,39 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// [`FaultError`]: the access is not allowed, or cannot be served.
     pub fn fault(&self, id: SpaceId, at: Gva, access: Access) -> Result<Fault, FaultError> {
-        let page = at.page();
-        let space = self.space(id);
-        loop {
-            {
-                let _guard = read_lock(space.lock);
-                if let Some(vma) = self.find_vma(&space, page) {
-                    if let Done(fault) = self.fault_in(&space, vma, page, access)? {
-                        return Ok(fault);
-                    }
-                    continue;
-                }
-            }
-            self.grow_stack(&space, page)?;
+        match self.try_fault(id, at.page(), access)? {
+            Done(fault) => Ok(fault),
+            Again => self.fault_again(id, at.page(), access),
         }
+    }
+
+    /// Apart: a loop around all of a fault makes it keep what it does not need.
+    #[cold]
+    #[inline(never)]
+    fn fault_again(&self, id: SpaceId, page: u64, access: Access) -> Result<Fault, FaultError> {
+        loop {
+            if let Done(fault) = self.try_fault(id, page, access)? {
+                return Ok(fault);
+            }
+        }
+    }
+
+    #[inline]
+    fn try_fault(&self, id: SpaceId, page: u64, access: Access) -> Result<Attempt, FaultError> {
+        let space = self.space(id);
+        {
+            let _guard = read_lock(space.lock());
+            if let Some(vma) = self.find_vma(&space, page) {
+                return self.fault_in(&space, vma, page, access);
+            }
+        }
+        self.grow_stack(&space, page).map(|()| Again)
     }
 
     /// Extends the stack above `page` down to it.
     #[inline(never)]
     fn grow_stack(&self, space: &Space<'_>, page: u64) -> Result<(), FaultError> {
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let above = self.vma_at_or_above(space, page).ok_or(FaultError::NotMapped)?;
         if above.start() <= page {
             // Another CPU was faster.
@@ -149,10 +162,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // A stack that was moved upwards may have no indexes left below it.
         let offset = above.offset().checked_sub(above.start() - page).ok_or(FaultError::NotMapped)?;
         // The key in the tree is the start: take it out and in again.
-        self.remove_from_tree(space.tree, above);
+        self.remove_from_tree(space.tree(), above);
         above.set_offset(offset);
         above.set_range(page..above.end());
-        self.insert_in_tree(space.tree, above);
+        self.insert_in_tree(space.tree(), above);
         Ok(())
     }
 
@@ -173,9 +186,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let _region = A::NEEDS.region.then(|| lock_word(vma.region_lock()));
         let (place, entry) = space.table().deepest(self, page);
         match entry {
-            Entry::Leaf(leaf) if write && !leaf.attrs.has(Attrs::WRITE) => self.fault_write(space, vma, page),
+            Entry::Leaf(leaf) if write && !leaf.attrs.has(Attrs::WRITE) => self.fault_write(space, vma, page, place),
             Entry::Leaf(_) => Ok(Done(Fault { kind: FaultKind::Spurious, order: Order::BASE, pages: 0 })),
-            _ if vma.flags().has(VmaFlags::PFN) => self.fault_device(space, vma, page, write),
+            _ if vma.flags().has(VmaFlags::PFN) => self.fault_device(space, vma, page, write, place),
             _ if vma.is_anon() => self.fault_anon(space, vma, page, place),
             _ => self.fault_object(space, vma, page, write, place),
         }
@@ -186,38 +199,72 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn fault_anon(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
         let mut orders = self.orders_for(vma);
+        let order = self.take_order(vma, page, place, &mut orders);
+        match self.map_order(space, vma, page, place, (family, order)) {
+            // No frames or no representation for so large a folio, or no room for so many leaves: a smaller one may do.
+            Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {
+                self.fault_anon_smaller(space, vma, page, place, (family, orders))
+            }
+            result => result,
+        }
+    }
+
+    /// As [`fault_anon`](Self::fault_anon), by the smaller of `orders`. Apart: rarely needed.
+    #[cold]
+    #[inline(never)]
+    fn fault_anon_smaller(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        place: Place,
+        (family, orders): (u32, u32),
+    ) -> Result<Attempt, FaultError> {
+        let mut orders = orders;
+        loop {
+            let order = self.take_order(vma, page, place, &mut orders);
+            match self.map_order(space, vma, page, place, (family, order)) {
+                Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Takes the largest order out of `orders` whose folio at `page` fits the vma and one table, where nothing is yet; order 0, which is the last, whether it does or not.
+    #[inline]
+    fn take_order(&self, vma: Vma<'_>, page: u64, place: Place, orders: &mut u32) -> Order {
         loop {
             // Order 0 is always in the mask, and nothing is wrong with it but memory.
             let order = Order::new(orders.ilog2() as u8);
-            orders &= !(1 << order.get());
+            *orders &= !(1 << order.get());
             let first = page & !(order.pages() - 1);
-            let last_resort = orders == 0;
-            let level = self.leaf_level(order, place.level);
-            let fits = vma.start() <= first
-                && first + order.pages() <= vma.end()
-                && level.is_some()
-                && self.is_absent(place, first, order);
-            let folio = if fits || last_resort {
-                let mapping = Mapping { object: family, index: vma.index(first) };
-                self.new_folio(order, FolioFlags::ANON, mapping, true)
-            } else {
-                None
+            let fits = || {
+                vma.start() <= first
+                    && first + order.pages() <= vma.end()
+                    && self.leaf_level(order, place.level).is_some()
+                    && self.is_absent(place, first, order)
             };
-            let (Some(folio), Some(level)) = (folio, level) else {
-                if last_resort {
-                    return Err(FaultError::OutOfFrames);
-                }
-                continue;
-            };
-            let table = (place.level == level).then_some(place);
-            match self.map_new(space, vma, folio, first, level, table) {
-                Ok(Done(_)) => return Ok(Done(Fault { kind: FaultKind::FirstTouch, order, pages: order.pages() })),
-                Ok(Again) => return Ok(Again),
-                // No representation, or no room for so many: a smaller folio may do.
-                Err(FaultError::Refused(_) | FaultError::OutOfFrames) if !last_resort => {}
-                Err(error) => return Err(error),
+            if *orders == 0 || fits() {
+                return order;
             }
         }
+    }
+
+    /// Maps a new folio of `order` around `page`, of the anonymous object `family`.
+    #[inline]
+    fn map_order(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        place: Place,
+        (family, order): (u32, Order),
+    ) -> Result<Attempt, FaultError> {
+        let first = page & !(order.pages() - 1);
+        let level = self.leaf_level(order, place.level).ok_or(FaultError::OutOfFrames)?;
+        let mapping = Mapping { object: family, index: vma.index(first) };
+        let folio = self.new_folio(order, FolioFlags::ANON, mapping, true).ok_or(FaultError::OutOfFrames)?;
+        self.map_new(space, vma, folio, first, level, place)
     }
 
     /// Orders to try in `vma`, as a mask with bit 0 set.
@@ -252,7 +299,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         are_absent(&self.entries(place.table)[i..i + (order.pages() / step) as usize])
     }
 
-    /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `table` is the place in the table of `level`, if there was one.
+    /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `place` is where the walk to a page of it ended.
     #[inline]
     fn map_new(
         &self,
@@ -261,7 +308,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         first: u64,
         level: Level,
-        table: Option<Place>,
+        place: Place,
     ) -> Result<Attempt, FaultError> {
         let leaves = (folio.pages() >> level.page_shift()) as usize;
         folio.init_refs(leaves as u32);
@@ -274,11 +321,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         let mut cursor = space.table().cursor(self, first, first + folio.pages());
         // A table stays while the space is held.
-        let opened = match table {
-            Some(place) => Ok(cursor.open_at(place)),
-            None => cursor.open(level),
-        };
-        let part = match opened {
+        let part = match cursor.open_from(place, level) {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
             Err(OpenError::InTheWay) => return undo(Ok(Again)),
@@ -293,7 +336,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             Ok(()) => {
                 let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
                 part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
-                space.rss.fetch_add(folio.pages(), Relaxed);
+                space.rss().fetch_add(folio.pages(), Relaxed);
                 Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
             }
             Err(refused) => undo(Err(FaultError::Refused(refused))),
@@ -303,7 +346,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Tells the counts of leaves that are about to appear.
     #[inline(always)]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        let delta = counting(Call::Add, || A::add(&self.counts(folio), batch, beside))?;
+        let delta = counting(Call::Add, || self.tell(folio, *batch, beside, A::add))?;
         self.statistics.adds.fetch_add(1, Relaxed);
         self.note(folio, delta);
         Ok(())
@@ -326,9 +369,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             .map_err(|out_of_frames| if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })?;
         let result = if write && vma.is_private() {
             let from = folio.head().add(index - folio.mapping().index);
-            self.copy_to_new(space, vma, page, from, Some(folio), None)
+            self.copy_to_new(space, vma, page, from, (Some(folio), None), place)
         } else {
-            match self.map_cached(space, vma, page, folio, write, place.level) {
+            match self.map_cached(space, vma, page, folio, write, place) {
                 Ok(Done(fault)) if !was_cached => Ok(Done(Fault { kind: FaultKind::FirstTouch, ..fault })),
                 result => result,
             }
@@ -337,8 +380,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         result
     }
 
-    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet, by the largest leaves that the scheme can count. The lowest table
-    /// at `page` is at `lowest`.
+    /// Maps every page of a cached folio around `page` that fits vma and table and is not mapped yet, by the largest leaves that the scheme can count. `place` is where the
+    /// walk to `page` ended.
     pub(super) fn map_cached(
         &self,
         space: &Space<'_>,
@@ -346,11 +389,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         page: u64,
         folio: Folio<'_>,
         write: bool,
-        lowest: Level,
+        place: Place,
     ) -> Result<Attempt, FaultError> {
-        let mut highest = self.policy.max_leaf.min(lowest);
+        let mut highest = self.policy.max_leaf.min(place.level);
         loop {
-            match (self.map_cached_by(space, vma, page, folio, write, highest), highest.below()) {
+            match (self.map_cached_by(space, vma, page, folio, write, (highest, place)), highest.below()) {
                 // Smaller leaves may have a representation.
                 (Err(FaultError::Refused(Refused::Shape)), Some(below)) => highest = below,
                 (result, _) => break result,
@@ -366,7 +409,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         page: u64,
         folio: Folio<'_>,
         write: bool,
-        highest: Level,
+        (highest, place): (Level, Place),
     ) -> Result<Attempt, FaultError> {
         // A large leaf needs the block around the page congruent in the folio and whole in the vma.
         let congruent = |level: Level| {
@@ -382,7 +425,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             .unwrap_or(Level::ONE);
         let window = vma.window(folio, 0..super::PAGES_END);
         let mut cursor = space.table().cursor(self, page, page + 1);
-        let part = match cursor.open(level) {
+        let part = match cursor.open_from(place, level) {
             Ok(part) => part,
             Err(OpenError::OutOfFrames) => return Err(FaultError::OutOfFrames),
             Err(OpenError::InTheWay) => return Ok(Again),
@@ -410,15 +453,22 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if write {
             part.change(at, 1, Attrs::NONE, Attrs::DIRTY);
         }
-        space.rss.fetch_add(pages, Relaxed);
+        space.rss().fetch_add(pages, Relaxed);
         Ok(Done(Fault { kind: FaultKind::Refault, order: folio.order(), pages }))
     }
 
     #[inline(never)]
-    fn fault_device(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, write: bool) -> Result<Attempt, FaultError> {
+    fn fault_device(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        write: bool,
+        place: Place,
+    ) -> Result<Attempt, FaultError> {
         let pfn = vma.frame_at(page);
         if write && vma.is_private() {
-            return self.copy_to_new(space, vma, page, pfn, None, None);
+            return self.copy_to_new(space, vma, page, pfn, (None, None), place);
         }
         self.map_raw(space, vma, page, pfn)
     }
@@ -441,10 +491,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     // --- stores to write-protected pages -----------------------------------------------------------------------
 
     #[inline(never)]
-    fn fault_write(&self, space: &Space<'_>, vma: Vma<'_>, page: u64) -> Result<Attempt, FaultError> {
-        let mut cursor = space.table().cursor(self, page, page + 1);
-        let Some(part) = cursor.next() else { return Ok(Again) };
-        let i = part.range().start;
+    fn fault_write(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
+        let part = space.table().cursor(self, page, page + 1).open_at(place);
+        let i = part.index(page);
         let Some(leaf) = part.leaf(i) else { return Ok(Again) };
         if leaf.attrs.has(Attrs::WRITE) {
             return Ok(Done(Fault { kind: FaultKind::Spurious, order: Order::BASE, pages: 0 }));
@@ -453,7 +502,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if leaf.attrs.has(Attrs::UNTRACKED) {
             if vma.is_private() {
                 drop(part);
-                return self.copy_to_new(space, vma, page, leaf.pfn, None, Some(leaf));
+                return self.copy_to_new(space, vma, page, leaf.pfn, (None, Some(leaf)), place);
             }
             part.change(i, 1, Attrs::NONE, writable);
             return Ok(Done(Fault { kind: FaultKind::Reuse, order: Order::BASE, pages: 1 }));
@@ -484,17 +533,29 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         if part.level() > Level::ONE {
             // One page is copied, not 512: split, and look again.
-            let mut flush = Flush::new();
-            let split = self.split_leaf(vma, &part, i, &mut flush);
-            drop(part);
-            self.finish(space, &mut flush);
-            return split.map(|()| Again).map_err(|_| FaultError::OutOfFrames);
+            return self.split_for_copy(space, vma, part, i);
         }
         folio.get(1);
         drop(part);
-        let result = self.copy_to_new(space, vma, page, leaf.pfn, Some(folio), Some(leaf));
+        let result = self.copy_to_new(space, vma, page, leaf.pfn, (Some(folio), Some(leaf)), place);
         self.put(folio, 1);
         result
+    }
+
+    /// Splits the leaf at `i` of `part`.
+    #[inline(never)]
+    fn split_for_copy(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        part: Part<'_, LongMode, Self>,
+        i: usize,
+    ) -> Result<Attempt, FaultError> {
+        let mut flush = Flush::new();
+        let split = self.split_leaf(vma, &part, i, &mut flush);
+        drop(part);
+        self.finish(space, &mut flush);
+        split.map(|()| Again).map_err(|_| FaultError::OutOfFrames)
     }
 
     /// The entries around `i` that map `folio` in order with the same rights, within the vma.
@@ -505,28 +566,31 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         i: usize,
     ) -> Range<usize> {
+        if folio.order() == Order::BASE {
+            return i..i + 1;
+        }
         let window = vma.window(folio, part.span());
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
         let end = part.index((window.end - 1).max(part.page(i))) + 1;
-        let of_folio = |j: usize| part.leaf(j).is_some_and(|leaf| folio.head() <= leaf.pfn && leaf.pfn < folio.end());
-        let mut first = i;
-        while first > lowest && of_folio(first - 1) && part.run_length(first - 1, 2, Attrs::ACCESSED_DIRTY) == 2 {
-            first -= 1;
-        }
-        first..i + part.run_length(i, end - i, Attrs::ACCESSED_DIRTY)
+        let before = part.run_before(i, i - lowest, Attrs::ACCESSED_DIRTY);
+        debug_assert!(
+            part.leaf(i - before).is_some_and(|leaf| leaf.pfn >= folio.head()),
+            "{folio:?} is not where it belongs"
+        );
+        i - before..i + part.run_length(i, end - i, Attrs::ACCESSED_DIRTY)
     }
 
     /// Puts a private copy of frame `from` at `page`. `source` is the folio of that frame, if it has one: the caller holds a reference. `present` is the leaf that
-    /// is there now, if one is.
+    /// is there now, if one is, and `place` where the walk ended.
     fn copy_to_new(
         &self,
         space: &Space<'_>,
         vma: Vma<'_>,
         page: u64,
         from: Pfn,
-        source: Option<Folio<'_>>,
-        present: Option<Leaf>,
+        (source, present): (Option<Folio<'_>>, Option<Leaf>),
+        place: Place,
     ) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
         let mapping = Mapping { object: family, index: vma.index(page) };
@@ -534,7 +598,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copy.init_refs(1);
         self.memory().copy(from, copy.head());
         self.statistics.copied.fetch_add(1, Relaxed);
-        let part = match space.table().cursor(self, page, page + 1).open(Level::ONE) {
+        let part = match space.table().cursor(self, page, page + 1).open_from(place, Level::ONE) {
             Ok(part) => part,
             Err(error) => {
                 self.put(copy, 1);
@@ -569,16 +633,19 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let mut flush = Flush::new();
             part.freeze(i, 1);
             flush.add_pages(page, 1);
+            let table = part.table();
             drop(part);
             self.finish(space, &mut flush);
-            let part = space.table().cursor(self, page, page + 1).next().expect("the table stays with the space lock");
+            // The table stays with the space lock.
+            let place = Place { page, table, level: Level::ONE };
+            let part = space.table().cursor(self, page, page + 1).open_at(place);
             debug_assert!(part.is_frozen(i), "somebody replaced a frozen leaf");
             let attrs = part.clear(i, 1);
             if let Some(folio) = source {
                 let first = (old.pfn.raw() - folio.head().raw()) as u32;
                 let batch = Batch { first, ..batch(vma, &part, 0, 1) };
                 let beside = self.beside(&part, vma, folio, i..i + 1);
-                self.release(Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) });
+                self.release(&[Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) }]);
             }
             part.install(i, 1, leaf);
         } else {
@@ -586,7 +653,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         if present.is_none() || source.is_none() {
             // Nothing resident made room for it.
-            space.rss.fetch_add(1, Relaxed);
+            space.rss().fetch_add(1, Relaxed);
         }
         let order = source.map_or(Order::BASE, |folio| folio.order());
         Ok(Done(Fault { kind: FaultKind::Copy, order, pages: 1 }))

@@ -3,13 +3,13 @@
 use super::fault::batch;
 use super::vma::{Tracking, Vma};
 use super::{Manager, MapError, Removed, Space, SpaceId};
-use crate::format::{Attrs, Leaf, LongMode};
-use crate::mapcount::{Accounting, Delta};
+use crate::folio::Folio;
+use crate::format::Attrs;
+use crate::mapcount::{Accounting, Batch, Delta, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, Part, Run};
+use crate::page_table::{Flush, Run};
 use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
-use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// What a fork has copied of a vma.
@@ -35,11 +35,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = {
             let from = self.space(parent);
             let to = self.space(child);
-            let _parent = write_lock(from.lock);
-            let _child = write_lock(to.lock);
+            let _parent = write_lock(from.lock());
+            let _child = write_lock(to.lock());
             let mut flush = Flush::new();
             let result = self.copy_vmas(&from, &to, &mut flush);
-            to.brk.store(from.brk.load(Relaxed), Relaxed);
+            to.brk().store(from.brk().load(Relaxed), Relaxed);
             // The parent must not store through a translation from before.
             self.finish(&from, &mut flush);
             result
@@ -65,7 +65,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let copy = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
             copy.copy_from(vma);
             copy.set_space(to.id);
-            self.insert_in_tree(to.tree, copy);
+            self.insert_in_tree(to.tree(), copy);
             self.link_vma_all(copy);
             // No fault brings what a driver inserted.
             if vma.family() != 0 || vma.tracking() == Tracking::Mixed {
@@ -85,7 +85,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> Result<(), MapError> {
         let mut copied = Copied::default();
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
-        to.rss.fetch_add(copied.pages, Relaxed);
+        to.rss().fetch_add(copied.pages, Relaxed);
         self.statistics.adds.fetch_add(copied.batches, Relaxed);
         self.statistics.note(true, copied.anon);
         self.statistics.note(false, copied.other);
@@ -117,56 +117,54 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 .cursor(self, first, part.page(range.end))
                 .open(part.level())
                 .map_err(|_| MapError::OutOfFrames)?;
+            // Absent entries too: one range for all.
+            flush.add_pages(first, part.page(range.end) - first);
+            let batch = batch(copy, &child, 0, 0);
             let mut i = range.start;
             while i < range.end {
                 let Some(leaf) = part.leaf(i) else {
                     i += 1;
                     continue;
                 };
-                let counted = self.duplicate(copy, (&part, leaf), &child, i..range.end, copied)?;
-                let run = counted.unwrap_or(Run::ONE);
-                let pages = run.leaves as u64 * part.level().entry_pages();
-                part.copy_to(i, run, &child, lost);
-                if counted.is_some() {
-                    copied.pages += pages;
+                let mut run = Run::ONE;
+                if !leaf.attrs.has(Attrs::UNTRACKED) {
+                    let (folio, first, most) = self.folio_of(&part, leaf);
+                    run = part.run(i, most.min(range.end - i), Attrs::ALL);
+                    let pages = (run.leaves as u64) << part.level().page_shift();
+                    let batch = Batch { first: first as u32, pages: pages as u32, ..batch };
+                    let beside = self.beside(&child, copy, folio, i..i + run.leaves);
+                    self.duplicate(folio, batch, beside, copied).map_err(MapError::Refused)?;
                 }
-                flush.add_pages(part.page(i), pages);
+                part.copy_to(i, run, &child, lost);
                 i += run.leaves;
             }
         }
         Ok(())
     }
 
-    /// Counts the leaves of `part` at the start of `range`, the first of which is `leaf`, for the child; which they are, or `None` for one that is not counted.
-    #[inline]
+    /// Counts leaves of `folio` for the child.
+    #[inline(always)]
     fn duplicate(
         &self,
-        copy: Vma<'_>,
-        (part, leaf): (&Part<'_, LongMode, Self>, Leaf),
-        child: &Part<'_, LongMode, Self>,
-        range: Range<usize>,
+        folio: Folio<'_>,
+        batch: Batch,
+        beside: Neighbours,
         copied: &mut Copied,
-    ) -> Result<Option<Run>, MapError> {
-        let i = range.start;
-        if leaf.attrs.has(Attrs::UNTRACKED) {
-            return Ok(None);
-        }
-        let (folio, first, most) = self.folio_of(part, leaf);
-        let run = part.run(i, most.min(range.len()), Attrs::ALL);
-        let batch = batch(copy, child, first, (run.leaves as u64) << part.level().page_shift());
-        let beside = self.beside(child, copy, folio, i..i + run.leaves);
-        self.take(folio, batch.leaves()).map_err(MapError::Refused)?;
-        match counting(Call::Dup, || A::dup(&self.counts(folio), &batch, beside)) {
-            Ok(delta) => {
-                let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
-                (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
-                copied.batches += 1;
-                Ok(Some(run))
-            }
+    ) -> Result<(), Refused> {
+        self.take(folio, batch.leaves())?;
+        let delta = match counting(Call::Dup, || self.tell(folio, batch, beside, A::dup)) {
+            Ok(delta) => delta,
             Err(refused) => {
                 self.put(folio, batch.leaves());
-                Err(MapError::Refused(refused))
+                return Err(refused);
             }
+        };
+        if (delta.mapped, delta.huge) != (0, 0) {
+            let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
+            (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
         }
+        copied.batches += 1;
+        copied.pages += u64::from(batch.pages);
+        Ok(())
     }
 }

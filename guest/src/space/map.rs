@@ -140,7 +140,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(MapError::WrongKind);
         }
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         if fixed {
             self.unmap_locked(&space, range.clone())?;
         } else if self.vma_at_or_above(&space, range.start).is_some_and(|vma| vma.start() < range.end) {
@@ -169,13 +169,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         vma.set_flags(flags);
         vma.set_object(object);
         vma.set_offset(offset);
-        self.insert_in_tree(space.tree, vma);
+        self.insert_in_tree(space.tree(), vma);
         self.link_vma_all(vma);
         Ok(vma)
     }
 
     pub(super) fn remove_vma(&self, space: &Space<'_>, vma: Vma<'_>) {
-        self.remove_from_tree(space.tree, vma);
+        self.remove_from_tree(space.tree(), vma);
         self.unlink_vma_all(vma);
         self.vmas.free(&self.frames, vma.record);
     }
@@ -187,7 +187,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn unmap(&self, id: SpaceId, at: Gva, pages: u64) -> Result<(), MapError> {
         let range = pages_of(at, pages)?;
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         self.unmap_locked(&space, range)
     }
 
@@ -260,9 +260,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return Err(MapError::BadRange);
         }
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let (start, end) = (start.page(), end.page());
-        let now = match space.brk.load(Relaxed) {
+        let now = match space.brk().load(Relaxed) {
             0 => start,
             now => now.max(start),
         };
@@ -276,7 +276,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let vma = self.add_vma(&space, now..end, flags, 0, now)?;
             self.merge_vma(&space, vma);
         }
-        space.brk.store(end, Relaxed);
+        space.brk().store(end, Relaxed);
         Ok(())
     }
 }

@@ -109,11 +109,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 continue;
             }
             // Not waited for: its holder may wait for the object.
-            if !try_write(space.lock) {
+            if !try_write(space.lock()) {
                 self.release_spaces(&object);
                 return Err(SpaceBusy(space.id));
             }
-            space.held.store(1, Relaxed);
+            space.held().store(1, Relaxed);
         }
         drop(guard);
         let result = work();
@@ -128,8 +128,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         for vma in self.vmas_of(object, object.is_anon()) {
             let space = self.space(vma.space());
             if is_held(&space) {
-                space.held.store(0, Relaxed);
-                end_write(space.lock);
+                space.held().store(0, Relaxed);
+                end_write(space.lock());
             }
         }
     }
@@ -246,7 +246,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 }
 
 fn is_held(space: &Space<'_>) -> bool {
-    space.held.load(Relaxed) == 1
+    space.held().load(Relaxed) == 1
 }
 
 /// Whether a folio that nobody can find now has these references and no more.

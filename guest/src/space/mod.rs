@@ -38,7 +38,6 @@ pub use reverse::{SpaceBusy, UnmapFailed};
 pub use rights::{Advice, ObjectKind, Prot, STACK_GAP_PAGES, STACK_REACH_PAGES, file_word, stack_grows};
 pub use vma::{Tracking, Vma, VmaFlags};
 
-use arrayvec::ArrayVec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -51,7 +50,7 @@ use crate::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
 };
 use crate::memory::{Memory, Tlb};
-use crate::page_table::{Flush, PageTable, Part, Tables};
+use crate::page_table::{FLUSH_CAPACITY, Flush, PageTable, Part, Tables};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{AtomicU64, ReadGuard, WordGuard, lock_word, read_lock};
 
@@ -61,8 +60,8 @@ pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
 /// Frames kept back for what removals need: table pages of leaves that are split, records of vmas that are cut. One hole takes at most six.
 const RESERVE: u64 = 32;
 
-/// Folios whose frames are freed under one lock.
-const FREED_AT_ONCE: usize = 16;
+// A word has a bit for everything that travels in a token.
+const _: () = assert!(FLUSH_CAPACITY <= 64);
 
 /// When anonymous faults use folios above order 0, as in Linux's `transparent_hugepage/enabled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +138,7 @@ pub struct Statistics {
 
 impl Statistics {
     /// What a change of counts of anonymous or other folios comes to.
+    #[inline(always)]
     fn note(&self, is_anon: bool, delta: Delta) {
         if is_anon { &self.anon_mapped } else { &self.file_mapped }.add(delta.mapped);
         self.huge_mapped.add(delta.huge);
@@ -157,6 +157,7 @@ impl Signed {
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed).cast_signed()
     }
+    #[inline(always)]
     fn add(&self, n: i64) {
         if n != 0 {
             self.0.fetch_add(n.cast_unsigned(), Relaxed);
@@ -330,26 +331,26 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         };
         self.memory().new_root(root);
         let space = self.space(SpaceId(number));
-        space.root.store(root.raw(), Relaxed);
-        space.sharers.store(1, Relaxed);
+        space.root().store(root.raw(), Relaxed);
+        space.sharers().store(1, Relaxed);
         Ok(SpaceId(number))
     }
 
     /// One more process or thread lives in the space.
     pub fn share_space(&self, id: SpaceId) {
-        self.space(id).sharers.fetch_add(1, Relaxed);
+        self.space(id).sharers().fetch_add(1, Relaxed);
     }
 
     /// One process or thread less lives in the space; whether it was the last, who must [destroy](Self::destroy_space) it.
     pub fn leave_space(&self, id: SpaceId) -> bool {
-        self.space(id).sharers.fetch_sub(1, AcqRel) == 1
+        self.space(id).sharers().fetch_sub(1, AcqRel) == 1
     }
 
     /// Tears an address space down: everything unmapped, tables freed bottom-up. Its VMs are gone before.
     pub fn destroy_space(&self, id: SpaceId) {
         let space = self.space(id);
-        debug_assert_eq!(space.vms.load(Relaxed), 0, "a VM has lost its VMM");
-        let guard = crate::sync::write_lock(space.lock);
+        debug_assert_eq!(space.vms().load(Relaxed), 0, "a VM has lost its VMM");
+        let guard = crate::sync::write_lock(space.lock());
         let mut flush = Flush::new();
         let (mut at, mut first) = (0, None);
         while let Some(vma) = self.vma_at_or_above(&space, at) {
@@ -380,12 +381,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Pages mapped in a space (Rss), whatever the scheme.
     pub fn rss(&self, id: SpaceId) -> u64 {
-        self.space(id).rss.load(Relaxed)
+        self.space(id).rss().load(Relaxed)
     }
 
     /// Holds a space shared: its vmas and tables stand as they are, while faults go on.
     pub(crate) fn hold(&self, id: SpaceId) -> ReadGuard<'_> {
-        read_lock(self.space(id).lock)
+        read_lock(self.space(id).lock())
     }
 
     /// Address spaces that exist.
@@ -406,18 +407,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     pub(crate) fn space(&self, id: SpaceId) -> Space<'_> {
-        let words = self.spaces.get(&self.frames, id.0);
-        Space {
-            id,
-            lock: &words[2],
-            root: &words[3],
-            tree: &words[4],
-            rss: &words[5],
-            brk: &words[6],
-            sharers: &words[7],
-            held: &words[8],
-            vms: &words[9],
-        }
+        Space { id, words: self.spaces.get(&self.frames, id.0) }
     }
 
     // --- folios ----------------------------------------------------------------------------------------------
@@ -432,6 +422,34 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     #[inline(always)]
     pub fn counts<'a>(&'a self, folio: Folio<'a>) -> Target<'a, M> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
+    }
+
+    /// Tells the scheme by `tell` of leaves of a folio. One of order 0 has no more than its count: only for a larger one is put together, apart, what the scheme
+    /// sees of it.
+    #[inline(always)]
+    fn tell<'a, R>(
+        &'a self,
+        folio: Folio<'a>,
+        batch: Batch,
+        beside: Neighbours,
+        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
+    ) -> R {
+        if folio.is_small() {
+            tell(&Target::small(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
+        } else {
+            self.tell_large(folio, batch, beside, tell)
+        }
+    }
+
+    #[inline(never)]
+    fn tell_large<'a, R>(
+        &'a self,
+        folio: Folio<'a>,
+        batch: Batch,
+        beside: Neighbours,
+        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
+    ) -> R {
+        tell(&Target::large(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
     }
 
     /// A folio of `order` without references; its contents are zero if `clear`.
@@ -454,6 +472,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Frees a folio whose last reference is gone.
+    #[inline(never)]
     fn free_folio(&self, folio: Folio<'_>) {
         self.unqueue(folio);
         self.frames.free_folios([folio], &self.folios);
@@ -476,6 +495,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(())
     }
 
+    #[inline(always)]
     pub(crate) fn put(&self, folio: Folio<'_>, refs: u32) {
         if folio.put(refs) {
             self.free_folio(folio);
@@ -493,7 +513,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     // --- counts ----------------------------------------------------------------------------------------------
 
-    #[inline]
+    #[inline(always)]
     fn note(&self, folio: Folio<'_>, delta: Delta) {
         self.statistics.note(folio.is_anon(), delta);
     }
@@ -540,6 +560,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Lets the scheme learn how many leaves the owner of `vma` has of `folio`, in that vma and others, if it wants to. The caller holds the space.
+    #[inline]
     pub(crate) fn relearn(&self, vma: Vma<'_>, folio: Folio<'_>) {
         let id = vma.space();
         A::relearn(&self.counts(folio), id.0, || {
@@ -596,83 +617,99 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Finishes a flush: what VMs have derived from the entries goes first, what they led to is released behind it.
     fn finish(&self, space: &Space<'_>, flush: &mut Flush<Removed<'_>>) {
-        if space.vms.load(Relaxed) != 0 {
-            self.invalidate(space.vms, flush.pages());
+        if space.vms().load(Relaxed) != 0 {
+            self.invalidate(space.vms(), flush.pages());
         }
-        let (mut subs, mut anon, mut file) = (0, Delta::default(), Delta::default());
-        let mut gone = ArrayVec::<_, FREED_AT_ONCE>::new();
-        flush.finish(self.memory(), self, space.table().root(), |removed| {
-            let (folio, leaves) = (removed.folio, removed.batch.leaves());
+        flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
+    }
+
+    /// Subtracts leaves that are gone and flushed, and drops their references: as many as travel in one token at most. Folios that nobody has any more are
+    /// freed, all under one lock.
+    fn release(&self, removed: &[Removed<'_>]) {
+        let (mut anon, mut file) = (Delta::default(), Delta::default());
+        // Bit n for the nth.
+        let mut gone = 0_u64;
+        for (nth, removed) in removed.iter().enumerate() {
+            let folio = removed.folio;
             let is_anon = folio.is_anon();
-            let delta = self.subtract(&removed);
+            if removed.dirty && !is_anon {
+                folio.set_flags(FolioFlags::DIRTY);
+            }
+            let delta = counting(Call::Sub, || self.tell(folio, removed.batch, removed.beside, A::sub));
+            if delta.maybe_partial {
+                self.defer(folio);
+            }
             let sum = if is_anon { &mut anon } else { &mut file };
             (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
-            subs += 1;
-            if folio.put(leaves) {
+            if folio.put(removed.batch.leaves()) {
                 self.unqueue(folio);
-                gone.push(folio);
-                if gone.is_full() {
-                    self.frames.free_folios(gone.drain(..), &self.folios);
-                }
+                gone |= 1 << nth;
             }
-        });
-        if !gone.is_empty() {
-            self.frames.free_folios(gone.drain(..), &self.folios);
+        }
+        if gone != 0 {
+            let folios = core::iter::from_fn(|| {
+                let folio = removed.get(gone.trailing_zeros() as usize)?.folio;
+                gone &= gone - 1;
+                Some(folio)
+            });
+            self.frames.free_folios(folios, &self.folios);
         }
         // Every CPU adds to these: once for all that was removed.
-        if subs > 0 {
-            self.statistics.subs.fetch_add(subs, Relaxed);
-        }
+        self.statistics.subs.fetch_add(removed.len() as u64, Relaxed);
         self.statistics.note(false, file);
         self.statistics.note(true, anon);
     }
-
-    fn release(&self, removed: Removed<'_>) {
-        let (folio, leaves) = (removed.folio, removed.batch.leaves());
-        let delta = self.subtract(&removed);
-        self.statistics.subs.fetch_add(1, Relaxed);
-        self.note(folio, delta);
-        self.put(folio, leaves);
-    }
-
-    /// Subtracts leaves that are gone from the counts of their folio; the caller drops the references.
-    #[inline(always)]
-    fn subtract(&self, removed: &Removed<'_>) -> Delta {
-        let Removed { folio, ref batch, beside, dirty } = *removed;
-        if dirty && !folio.is_anon() {
-            folio.set_flags(FolioFlags::DIRTY);
-        }
-        let delta = counting(Call::Sub, || A::sub(&self.counts(folio), batch, beside));
-        if delta.maybe_partial {
-            self.defer(folio);
-        }
-        delta
-    }
 }
 
-/// The words of a space's record.
+/// A space, by its record.
 pub(crate) struct Space<'a> {
     id: SpaceId,
-    /// Reader-writer lock: faults read, everything that changes vmas writes.
-    pub(crate) lock: &'a AtomicU64,
-    root: &'a AtomicU64,
-    /// Root of the tree of vmas.
-    tree: &'a AtomicU64,
-    rss: &'a AtomicU64,
-    /// One past the heap's last page, 0 before there was one.
-    brk: &'a AtomicU64,
-    /// Processes and threads that live in it.
-    sharers: &'a AtomicU64,
-    /// 1 while the move of a folio holds the space lock. Under the move lock.
-    held: &'a AtomicU64,
-    /// The first VM of which it is the VMM's, 0 for none.
-    pub(crate) vms: &'a AtomicU64,
+    words: &'a [AtomicU64; Directory::WORDS],
 }
 
-impl Space<'_> {
+impl<'a> Space<'a> {
+    /// Reader-writer lock: faults read, everything that changes vmas writes.
+    #[inline]
+    pub(crate) fn lock(&self) -> &'a AtomicU64 {
+        &self.words[2]
+    }
+    #[inline]
+    fn root(&self) -> &'a AtomicU64 {
+        &self.words[3]
+    }
+    /// Root of the tree of vmas.
+    #[inline]
+    fn tree(&self) -> &'a AtomicU64 {
+        &self.words[4]
+    }
+    /// Pages that are resident.
+    #[inline]
+    fn rss(&self) -> &'a AtomicU64 {
+        &self.words[5]
+    }
+    /// One past the heap's last page, 0 before there was one.
+    #[inline]
+    fn brk(&self) -> &'a AtomicU64 {
+        &self.words[6]
+    }
+    /// Processes and threads that live in it.
+    #[inline]
+    fn sharers(&self) -> &'a AtomicU64 {
+        &self.words[7]
+    }
+    /// 1 while the move of a folio holds the space lock. Under the move lock.
+    #[inline]
+    fn held(&self) -> &'a AtomicU64 {
+        &self.words[8]
+    }
+    /// The first VM of which it is the VMM's, 0 for none.
+    #[inline]
+    pub(crate) fn vms(&self) -> &'a AtomicU64 {
+        &self.words[9]
+    }
     #[inline]
     pub(crate) fn table(&self) -> Table {
-        PageTable::new(Pfn::new(self.root.load(Relaxed)))
+        PageTable::new(Pfn::new(self.root().load(Relaxed)))
     }
 }
 
@@ -687,7 +724,7 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
         &self.memory().frame_to_look(table).0
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
         lock_word(self.frames.table_lock(table))
     }

@@ -93,7 +93,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         cache.prune(self, 0..super::PAGES_END, 0..super::PAGES_END, &mut flush);
         // No MMU ever walks a page cache.
-        flush.finish(&NoTlb, self, cache.root(), |()| {});
+        flush.finish(&NoTlb, self, cache.root(), |_: &[()]| {});
         self.free_table(cache.root(), true);
         self.free_object(id.0);
     }
@@ -236,10 +236,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     // --- lists of vmas ---------------------------------------------------------------------------------------
 
     /// The anonymous object of a vma, made at its first private page.
+    #[inline]
     pub(super) fn ensure_family(&self, vma: Vma<'_>) -> Option<u32> {
-        if vma.family() != 0 {
-            return Some(vma.family());
+        match vma.family() {
+            0 => self.make_family(vma),
+            family => Some(family),
         }
+    }
+
+    #[cold]
+    fn make_family(&self, vma: Vma<'_>) -> Option<u32> {
         // Faults hold the space lock shared: two may want the first page of one vma.
         let _guard = lock_word(vma.family_lock());
         if vma.family() == 0 {

@@ -42,7 +42,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         loop {
             {
                 let space = self.space(id);
-                let _guard = read_lock(space.lock);
+                let _guard = read_lock(space.lock());
                 // Under the lock of its table a leaf cannot go, and so its reference keeps the folio until there is another one.
                 if let Some(part) = space.table().cursor(self, page, page + 1).next()
                     && let first = part.page(part.range().start)

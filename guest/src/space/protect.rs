@@ -21,7 +21,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub fn protect(&self, id: SpaceId, at: Gva, pages: u64, prot: Prot) -> Result<(), MapError> {
         let range = pages_of(at, pages)?;
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let mut flush = Flush::new();
         let mut at = range.start;
         let mut result = Ok(());

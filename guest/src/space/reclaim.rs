@@ -108,7 +108,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         while at < pages.end {
             let (object, index, end) = {
                 let space = self.space(id);
-                let _guard = read_lock(space.lock);
+                let _guard = read_lock(space.lock());
                 let Some(vma) = self.vma_at_or_above(&space, at).filter(|vma| vma.start() < pages.end) else { break };
                 at = at.max(vma.start());
                 let end = pages.end.min(vma.end());

@@ -26,7 +26,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let old = pages_of(from, pages)?;
         let new = pages_of(to, new_pages)?;
         let space = self.space(id);
-        let _guard = write_lock(space.lock);
+        let _guard = write_lock(space.lock());
         let mut flush = Flush::new();
         let result = if old.start == new.start {
             self.resize(&space, old, new)
@@ -112,7 +112,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let target = self.vma(self.vmas.alloc(&self.frames).ok_or(MapError::OutOfFrames)?);
         target.copy_from(vma);
         target.set_range(to);
-        self.insert_in_tree(space.tree, target);
+        self.insert_in_tree(space.tree(), target);
         self.link_vma_all(target);
         let result = self.move_leaves(space, vma, target, flush);
         // Back again: the tables at the old place still stand, so that this takes no frame.

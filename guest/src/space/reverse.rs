@@ -154,7 +154,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut result = Ok(false);
         for vma in self.vmas_of(&object, folio.is_anon()) {
             let space = self.space(vma.space());
-            if !try_read(space.lock) {
+            if !try_read(space.lock()) {
                 result = Err(SpaceBusy(space.id));
                 break;
             }
@@ -166,7 +166,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         // Under the object lock the list is the same as before.
         for vma in self.vmas_of(&object, folio.is_anon()).take(held) {
-            end_read(self.space(vma.space()).lock);
+            end_read(self.space(vma.space()).lock());
         }
         result
     }
@@ -305,7 +305,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         while let Some(vma) = next.filter(|_| !is_over(left)) {
             let space = self.space(vma.space());
             // Not waited for: its holder may wait for the object.
-            if try_write(space.lock) {
+            if try_write(space.lock()) {
                 // While its space is held the vma stays in the list, and so the object stays.
                 drop(guard);
                 let (mut region, mut table) = (1, None);
@@ -325,7 +325,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 });
                 guard = lock_word(object.lock);
                 next = self.vma_behind(vma, folio.is_anon());
-                end_write(space.lock);
+                end_write(space.lock());
             } else {
                 busy = Some(space.id);
                 next = self.vma_behind(vma, folio.is_anon());
@@ -380,7 +380,7 @@ mod tests {
 
     /// The space is held in every way that there is: by a fault in flight, by a change of its vmas.
     fn while_held<A: Accounting>(manager: &Manager<&Machine, A>, space: SpaceId, mut check: impl FnMut()) {
-        let lock = manager.space(space).lock;
+        let lock = manager.space(space).lock();
         let guard = read_lock(lock);
         check();
         drop(guard);
@@ -460,7 +460,7 @@ mod tests {
         let machine = Machine::new(4096);
         let manager = manager::<_, Total>(&machine);
         let ([_, second], folio) = shared(&manager);
-        let lock = manager.space(second).lock;
+        let lock = manager.space(second).lock();
         let guard = read_lock(lock);
         assert_eq!(manager.leaves_by_walk(folio), Ok(32));
         drop(guard);
@@ -483,7 +483,7 @@ mod tests {
             assert_eq!((manager.rss(first), manager.rss(second)), (16, 16));
         });
         manager.unpin(pin, false);
-        let lock = manager.space(second).lock;
+        let lock = manager.space(second).lock();
         let guard = write_lock(lock);
         let report = ReclaimReport { probed: 1, busy: 1, ..ReclaimReport::default() };
         assert_eq!(manager.reclaim(file, 99, false), report);

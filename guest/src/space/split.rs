@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use super::fault::batch;
 use super::vma::Vma;
 use super::{Manager, MapError, Removed, Space};
 use crate::addr::Level;
@@ -25,7 +26,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if leaf.attrs.has(Attrs::UNTRACKED) {
             return part.split(i, flush).map(|_| ());
         }
-        let (folio, batch, _) = self.batch_at(vma, part, i, i + 1, Attrs::NONE);
+        let (folio, first, _) = self.folio_of(part, leaf);
+        let batch = batch(vma, part, first, part.level().entry_pages());
         // References before counts, counts before entries: 511 more of each.
         folio.get(511);
         if let Err(error) = part.split(i, flush) {
@@ -65,7 +67,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             upper.set_device(vma.frame_at(page));
         }
         vma.set_range(vma.start()..page);
-        self.insert_in_tree(space.tree, upper);
+        self.insert_in_tree(space.tree(), upper);
         self.link_vma_all(upper);
         Ok(upper)
     }
@@ -114,7 +116,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             below.set_family(above.family());
             self.link_vma(below, true);
         }
-        self.remove_from_tree(space.tree, above);
+        self.remove_from_tree(space.tree(), above);
         self.unlink_vma_all(above);
         below.set_range(below.start()..above.end());
         self.vmas.free(&self.frames, above.record);

@@ -46,7 +46,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The vma that holds `page`, or else the next one above.
     pub(super) fn vma_at_or_above(&self, space: &Space<'_>, page: u64) -> Option<Vma<'_>> {
-        let mut node = space.tree.load(Relaxed) as Node;
+        let mut node = space.tree().load(Relaxed) as Node;
         let mut best = None;
         while node != 0 {
             let vma = self.node(node);
@@ -62,7 +62,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// The last vma that ends at or below `page`.
     pub(super) fn vma_below(&self, space: &Space<'_>, page: u64) -> Option<Vma<'_>> {
-        let mut node = space.tree.load(Relaxed) as Node;
+        let mut node = space.tree().load(Relaxed) as Node;
         let mut best = None;
         while node != 0 {
             let vma = self.node(node);

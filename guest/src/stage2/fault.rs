@@ -131,7 +131,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let mut host_faults = 0;
         loop {
             let attempt = {
-                let _space = read_lock(space.lock);
+                let _space = read_lock(space.lock());
                 let _vm = self.read_vm(&vm);
                 if vm.is_zombie() {
                     return Err(VmFaultError::Zombie);

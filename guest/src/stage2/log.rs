@@ -85,7 +85,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     pub fn stop_log(&self, id: VmId, view: AsId, slot: SlotId) {
         let vm = self.vm(id);
         let space = self.space(vm.space());
-        let _space = read_lock(space.lock);
+        let _space = read_lock(space.lock());
         let _guard = self.write_vm(&vm);
         let entry = self.slot_of(&vm, view, slot);
         let now = entry.get();

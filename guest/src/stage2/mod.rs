@@ -227,9 +227,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         SPACE.set(&vm.words[3], u64::from(space.raw()));
         FORMAT.set(&vm.words[3], format as u64);
         let space = self.space(space);
-        let _guard = write_lock(space.lock);
-        vm.next().store(space.vms.load(Relaxed), Relaxed);
-        space.vms.store(u64::from(number), Relaxed);
+        let _guard = write_lock(space.lock());
+        vm.next().store(space.vms().load(Relaxed), Relaxed);
+        space.vms().store(u64::from(number), Relaxed);
         Ok(VmId(number))
     }
 
@@ -253,7 +253,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
     pub fn reap_vm(&self, id: VmId) {
         let vm = self.vm(id);
         let space = self.space(vm.space());
-        let _space = write_lock(space.lock);
+        let _space = write_lock(space.lock());
         {
             let _guard = write_lock(vm.lock());
             assert!(vm.is_zombie(), "a VM in service was reaped");
@@ -268,7 +268,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 }
             }
         }
-        let mut link = space.vms;
+        let mut link = space.vms();
         while link.load(Relaxed) != u64::from(id.0) {
             link = self.vm(VmId(link.load(Relaxed) as u32)).next();
         }

@@ -178,7 +178,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let is_composed = |removed: &Removed<'_>| A::is_composed(&self.counts(removed.folio));
             self.drop_composed(vm, view, pages, change, !all_known || items.iter().any(is_composed));
         }
-        flush.finish(&Stage2Tlb(self.memory()), self, root, |removed| self.uncount_stage2(removed));
+        flush.finish(&Stage2Tlb(self.memory()), self, root, |removed| {
+            removed.iter().for_each(|removed| self.uncount_stage2(*removed));
+        });
     }
 
     /// Takes leaves that hold no reference out of the counts.

@@ -24,6 +24,8 @@ const WORDS: u64 = PAGE_SIZE / 8;
 pub struct Machine {
     first: u64,
     count: u64,
+    /// Where the first frame is in the alias map.
+    base: u64,
     root: Cell<Option<Pfn>>,
     slow_ring0: bool,
     clear_ticks: Cell<u64>,
@@ -39,6 +41,7 @@ impl Machine {
         Self {
             first: boot[boot::FRAMES_FIRST],
             count: boot[boot::FRAMES_COUNT],
+            base: ALIAS_BASE + (boot[boot::FRAMES_FIRST] << PAGE_SHIFT),
             root: Cell::new(None),
             slow_ring0: slow_ring0 && cpu::ring() == 0,
             clear_ticks: Cell::new(0),
@@ -153,10 +156,13 @@ impl Machine {
     ///
     /// # Panics
     /// When one of them is not the manager's.
+    #[inline]
     fn alias(&self, first: Pfn, count: u64) -> u64 {
         let offset = first.raw().wrapping_sub(self.first);
-        assert!(offset < self.count && count <= self.count - offset, "{first:?} is not a frame of the manager's");
-        ALIAS_BASE + (first.raw() << PAGE_SHIFT)
+        if offset >= self.count || count > self.count - offset {
+            not_ours(first);
+        }
+        self.base + (offset << PAGE_SHIFT)
     }
 
     /// Runs `work` on a root where ring 3 may use the alias map, then goes back.
@@ -166,6 +172,13 @@ impl Machine {
         work();
         self.flush_all();
     }
+}
+
+// Apart, with its argument by value: every access to a frame has this branch.
+#[cold]
+#[inline(never)]
+fn not_ours(first: Pfn) -> ! {
+    panic!("{first:?} is not a frame of the manager's");
 }
 
 impl Memory for Machine {

@@ -260,7 +260,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
     }
 
     fn finish(&self, flush: &mut Flush<()>) {
-        flush.finish(&SecondLevel(self.machine), self.tables, self.second.root(), |()| {});
+        flush.finish(&SecondLevel(self.machine), self.tables, self.second.root(), |_: &[()]| {});
     }
 
     /// The entry of `page`, whatever leaf it is part of.
