@@ -34,20 +34,18 @@ impl<M: Memory> Frames<M> {
             let mut record = None;
             if order > Order::BASE {
                 record = records.alloc_locked(self, false);
-                if record.is_none() {
+                let Some(record) = record else {
                     self.free_locked(run.pfn, order, run.zeroed);
                     return None;
-                }
+                };
+                self.enter_large(run.pfn, order, record);
             }
             served(&run);
             (run, record)
         };
         let words = match record {
             None => self.slot(pfn),
-            Some(record) => {
-                self.enter_large(pfn, order, record);
-                self.record(record, words)
-            }
+            Some(record) => self.record(record, words),
         };
         let folio = Folio::undescribed(record, pfn, order, words);
         folio.init(flags, mapping);
