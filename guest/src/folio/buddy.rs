@@ -45,7 +45,7 @@ pub(super) mod block {
     pub(in crate::folio) const DISPLACED: u64 = 6;
     pub(in crate::folio) const COARSE: u64 = 7;
     pub(in crate::folio) const KIND: Field<0, 3> = Field;
-    pub(in crate::folio) const CLASS: Field<3, 2> = Field;
+    pub(in crate::folio) const UNIT: Field<3, 3> = Field;
     pub(in crate::folio) const ORDER: Field<3, 5> = Field;
     pub(in crate::folio) const ZERO: Field<8, 1> = Field;
     pub(in crate::folio) const PREV: Field<9, 27> = Field;
@@ -395,14 +395,13 @@ impl<M: Memory> Frames<M> {
             block::FOLIO => Some(Found::Large(Record::from_raw(block::RECORD.of(word) as u32))),
             block::BROKEN => self.find_slot(0, pfn),
             block::COARSE => self.find_coarse(word, pfn),
-            block::DISPLACED => self.find_displaced(block::PLACE.of(word), pfn),
-            _ => None,
+            _ => self.find_displaced(word, pfn),
         }
     }
 
     #[cold]
-    fn find_displaced(&self, place: u64, pfn: Pfn) -> Option<Found<'_>> {
-        self.find_slot(place, pfn)
+    fn find_displaced(&self, word: u64, pfn: Pfn) -> Option<Found<'_>> {
+        if block::KIND.of(word) == block::DISPLACED { self.find_slot(block::PLACE.of(word), pfn) } else { None }
     }
 
     /// The folio of `pfn`, in a block whose slots start at its frame `place`.
@@ -802,7 +801,7 @@ impl<M: Memory> Frames<M> {
         let old = block::loose(zero, word);
         for i in 0..n {
             let next = if i + 1 < n { at + i + 1 } else { old };
-            self.slot_head(first.add(i))[1].store(loose_word(zero, next), Relaxed);
+            self.slot_head_from(0, first.add(i))[1].store(loose_word(zero, next), Relaxed);
         }
         // The sum stays in its field: a block has no more frames than that.
         let word = word + block::NR_LOOSE.bits(n);
@@ -819,7 +818,7 @@ impl<M: Memory> Frames<M> {
         let word = directory_word.load(Relaxed);
         let at = block::loose(zero, word);
         let pfn = Pfn::new(block * BLOCK + at);
-        let slot = self.slot_head(pfn);
+        let slot = self.slot_head_from(0, pfn);
         let next = slot::NEXT.get(&slot[1]);
         slot[1].store(0, Relaxed);
         if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
@@ -851,7 +850,7 @@ impl<M: Memory> Frames<M> {
         let mut n = 0;
         while at != 0 {
             let pfn = Pfn::new(block * BLOCK + at);
-            let slot = self.slot_head(pfn);
+            let slot = self.slot_head_from(0, pfn);
             at = slot::NEXT.get(&slot[1]);
             slot[1].store(0, Relaxed);
             self.merge(pfn, 0, zero);
@@ -863,7 +862,7 @@ impl<M: Memory> Frames<M> {
 
     /// The word with the links of a block with loose frames.
     fn loose_links(&self, block: u64, zero: bool) -> &AtomicU64 {
-        &self.slot_head(Pfn::new(block * BLOCK + u64::from(zero)))[0]
+        &self.slot_head_from(0, Pfn::new(block * BLOCK + u64::from(zero)))[0]
     }
 
     fn link_loose(&self, block: u64, zero: bool) {

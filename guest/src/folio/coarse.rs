@@ -25,11 +25,11 @@ const FREE: usize = 0;
 const ZERO: usize = 1;
 const LINKS: usize = 2;
 const RECORDS: usize = 4;
-/// The order of the largest run that the list is about, beside the links; 0 for none: the block is not on the list.
+/// The order of the list, beside the links; 0 for none.
 const LARGEST: Field<0, 5> = Field;
 
-// In word 1 of the slot of the frame where the slots of a refined block start, behind the kind: the table that it had, and of which class.
-const OLD_CLASS: Field<3, 2> = Field;
+// In word 1 of the slot of the frame where the slots of a refined block start, behind the kind: the table that it had, and its class.
+const OLD_UNIT: Field<3, 3> = Field;
 const OLD_TABLE: Field<8, 32> = Field;
 
 /// The bits where runs of 2^n units start.
@@ -42,28 +42,28 @@ const ALIGNED: [u64; 6] = [
     0x0000_0001_0000_0001,
 ];
 
-/// Blocks with units of one size.
+/// Blocks with units of one size, by the order of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class(u8);
 
 impl Class {
-    pub(super) const EACH: [Self; 2] = [Self(1), Self(2)];
+    pub(super) const EACH: [Self; 2] = [Self(MIN_UNIT), Self(2 * MIN_UNIT)];
 
     /// Where runs of `order` live, which is [`MIN_UNIT`] to [`MAX_SMALL`].
     #[inline]
     pub(super) const fn of(order: u8) -> Self {
-        Self(order / MIN_UNIT)
+        Self(order - order % MIN_UNIT)
     }
 
     #[inline]
     fn of_word(word: u64) -> Self {
-        Self(block::CLASS.of(word) as u8)
+        Self(block::UNIT.of(word) as u8)
     }
 
     /// The order of a unit.
     #[inline]
     pub(super) const fn unit(self) -> u8 {
-        self.0 * MIN_UNIT
+        self.0
     }
 
     /// All units of a block, a bit for each.
@@ -112,7 +112,8 @@ const fn run_of(first: u32, n: u8) -> u64 {
 /// The lists of the blocks of a class, and their tables.
 pub(super) struct Coarse {
     tables: Slab,
-    /// By the order of the largest run that is free, and known to be zero or not; as block number plus one.
+    /// By the order of the largest run that is free, and known to be zero or not; as block number plus one. A block's may be smaller by now: that is found out
+    /// when it is asked for one.
     heads: [[AtomicU64; MAX_SMALL as usize + 1]; 2],
     /// Which of the lists are not empty.
     filled: [AtomicU64; 2],
@@ -194,7 +195,7 @@ impl Table<'_> {
 
 impl<M: Memory> Frames<M> {
     fn coarse(&self, class: Class) -> &Coarse {
-        &self.coarse[usize::from(class.0) - 1]
+        &self.coarse[usize::from(class.0 / MIN_UNIT - 1)]
     }
 
     /// The table of `block`, of which the directory says `word`.
@@ -216,10 +217,11 @@ impl<M: Memory> Frames<M> {
     /// The folio of `pfn`, of whose block the directory says `word`.
     #[inline]
     pub(super) fn find_coarse(&self, word: u64, pfn: Pfn) -> Option<Found<'_>> {
-        let unit = (pfn.raw() % BLOCK) as usize >> Class::of_word(word).unit();
+        let unit = (pfn.raw() % BLOCK) as usize >> block::UNIT.of(word);
         let table = block::RECORD.of(word);
-        let at = (table as usize & 63) * 8 + RECORDS + unit / 2;
-        let both = self.memory.frame(Pfn::new(table >> 6)).0[at % ENTRIES].load(Relaxed);
+        // Never beyond the frame.
+        let at = ((table as usize & 63) * 8 + RECORDS + unit / 2) % ENTRIES;
+        let both = self.memory.frame(Pfn::new(table >> 6)).0[at].load(Relaxed);
         let record = (both >> (unit % 2 * 32)) as u32;
         (record != 0).then(|| Found::Large(Record::from_raw(record)))
     }
@@ -242,22 +244,28 @@ impl<M: Memory> Frames<M> {
     pub(super) fn take_units(&self, class: Class, order: u8, want_zero: bool) -> Option<Run> {
         let coarse = self.coarse(class);
         for zero in [want_zero, !want_zero] {
-            let filled = coarse.filled[usize::from(zero)].load(Relaxed) >> order;
-            if filled == 0 {
-                continue;
+            loop {
+                let filled = coarse.filled[usize::from(zero)].load(Relaxed) >> order;
+                if filled == 0 {
+                    break;
+                }
+                let list = usize::from(order) + filled.trailing_zeros() as usize;
+                let table = self.nth_table(coarse.heads[usize::from(zero)][list].load(Relaxed) - 1);
+                let n = order - class.unit();
+                let starts = runs(table.free(zero), n);
+                if starts == 0 {
+                    self.relist(table, zero);
+                    continue;
+                }
+                let first = starts.trailing_zeros();
+                let free = table.words[FREE].load(Relaxed);
+                if free == class.all() {
+                    // The spare block, or a fresh one: it is in use from now on.
+                    coarse.has_spare.store(false, Relaxed);
+                }
+                table.words[FREE].store(free & !run_of(first, n), Relaxed);
+                return Some(Run { pfn: table.first_of(first), zeroed: zero });
             }
-            let list = usize::from(order) + filled.trailing_zeros() as usize;
-            let table = self.nth_table(coarse.heads[usize::from(zero)][list].load(Relaxed) - 1);
-            let n = order - class.unit();
-            let first = runs(table.free(zero), n).trailing_zeros();
-            let free = table.words[FREE].load(Relaxed);
-            if free == class.all() {
-                // The spare block, or a fresh one: it is in use from now on.
-                coarse.has_spare.store(false, Relaxed);
-            }
-            table.words[FREE].store(free & !run_of(first, n), Relaxed);
-            self.relist(table, zero);
-            return Some(Run { pfn: table.first_of(first), zeroed: zero });
         }
         None
     }
@@ -273,20 +281,19 @@ impl<M: Memory> Frames<M> {
         let zeros = table.words[ZERO].load(Relaxed);
         let known = if zeroed { zeros | run } else { zeros & !run };
         while class.unit() + n < MAX_SMALL {
-            n += 1;
-            let larger = run_of(first & !((1 << n) - 1), n);
+            let larger = run_of(first & !((2 << n) - 1), n + 1);
             if free & larger != larger {
                 break;
             }
-            run = larger;
+            (run, n) = (larger, n + 1);
         }
         let is_mixed = known & run != 0 && known & run != run;
         let known = if is_mixed { known & !run } else { known };
         table.words[FREE].store(free, Relaxed);
         table.words[ZERO].store(known, Relaxed);
-        self.relist(table, known & run != 0);
-        if is_mixed {
-            self.relist(table, true);
+        let (zero, largest) = (known & run != 0, class.unit() + n);
+        if LARGEST.get(table.links(zero)) < u64::from(largest) {
+            self.move_to(table, zero, largest);
         }
         if free == class.all() {
             let has_spare = &self.coarse(class).has_spare;
@@ -314,7 +321,7 @@ impl<M: Memory> Frames<M> {
             return None;
         };
         let word = block::KIND.bits(block::COARSE)
-            | block::CLASS.bits(u64::from(class.0))
+            | block::UNIT.bits(u64::from(class.0))
             | block::RECORD.bits(u64::from(record.raw()));
         let table = Table { class, block, words: self.record(record, class.words()) };
         table.words[FREE].store(class.all(), Relaxed);
@@ -365,12 +372,14 @@ impl<M: Memory> Frames<M> {
         for class in Class::EACH.into_iter().filter(|class| class.unit() >= least) {
             let coarse = self.coarse(class);
             for zero in [false, true] {
-                let filled = coarse.filled[usize::from(zero)].load(Relaxed);
-                if filled != 0 {
-                    // The one with the largest run: it will serve longest.
-                    let list = filled.ilog2() as usize;
-                    self.refine_block(self.nth_table(coarse.heads[usize::from(zero)][list].load(Relaxed) - 1));
-                    return true;
+                // The one with the largest run: it will serve longest.
+                while let Some(list) = coarse.filled[usize::from(zero)].load(Relaxed).checked_ilog2() {
+                    let table = self.nth_table(coarse.heads[usize::from(zero)][list as usize].load(Relaxed) - 1);
+                    if table.words[FREE].load(Relaxed) != 0 {
+                        self.refine_block(table);
+                        return true;
+                    }
+                    self.relist(table, zero);
                 }
             }
         }
@@ -396,7 +405,7 @@ impl<M: Memory> Frames<M> {
         let directory_word = self.directory_word(block);
         let old = block::RECORD.get(directory_word);
         let slot = |pfn| self.slot_head_from(in_block, pfn);
-        let old = OLD_CLASS.bits(u64::from(class.0)) | OLD_TABLE.bits(old);
+        let old = OLD_UNIT.bits(u64::from(class.0)) | OLD_TABLE.bits(old);
         slot(place)[1].store(KIND.bits(Kind::Records as u64) | old, Relaxed);
         let mut before = 0;
         for unit in 0..(BLOCK >> class.unit()) as u32 {
@@ -434,7 +443,7 @@ impl<M: Memory> Frames<M> {
     pub(super) fn free_old_table(&self, word: u64) {
         let record = OLD_TABLE.of(word) as u32;
         if record != 0 {
-            let class = Class(OLD_CLASS.of(word) as u8);
+            let class = Class(OLD_UNIT.of(word) as u8);
             self.coarse(class).tables.free_locked(self, Record::from_raw(record));
         }
     }
@@ -442,12 +451,8 @@ impl<M: Memory> Frames<M> {
     // --- lists -----------------------------------------------------------------------------------------------
 
     /// Puts a block on the list that it belongs to, of those by what is known to be zero or by the rest.
-    #[inline]
     fn relist(&self, table: Table<'_>, zero: bool) {
-        let largest = table.class.largest(table.free(zero));
-        if LARGEST.get(table.links(zero)) != u64::from(largest) {
-            self.move_to(table, zero, largest);
-        }
+        self.move_to(table, zero, table.class.largest(table.free(zero)));
     }
 
     /// From the list that it is on, if any, to that of `order`, 0 for none.
@@ -492,4 +497,4 @@ impl<M: Memory> Frames<M> {
 }
 
 // The number of a table fits beside what its block's word says, and a unit's bit its word.
-const _: () = assert!(block::CLASS.end() <= 8 && BLOCK >> MIN_UNIT <= 64 && LARGEST.end() <= 9);
+const _: () = assert!(block::UNIT.end() <= 8 && BLOCK >> MIN_UNIT <= 64 && LARGEST.end() <= 9);
