@@ -244,6 +244,12 @@ fn blocks_of_units_serve_single_frames_when_nothing_else_is_left() {
             let before = world.manager.frames().stats();
             let of_all = heads(&world, space, filled, order);
             all_find(&world, &of_all, order);
+            // Slots must not be taken from what tenants have stored.
+            for pfn in of_all.iter().flat_map(|&head| (0..order.pages()).step_by(8).map(move |i| head.add(i))) {
+                for word in machine.frame(pfn).0.iter().chain(&machine.frame(pfn.add(1)).0) {
+                    word.store(0x1234_5678_9abc_def1, Relaxed);
+                }
+            }
             for nth in (0..of_all.len() as u64).filter(|nth| nth % every == gone) {
                 let first = at(BASE + nth * order.pages());
                 world.manager.advise(space, first, order.pages(), Advice::DontNeed).unwrap();
@@ -271,7 +277,7 @@ fn blocks_of_units_serve_single_frames_when_nothing_else_is_left() {
             for (nth, &pfn) in served.iter().enumerate() {
                 assert_eq!(machine.frame(pfn).0[0].load(Relaxed), nth as u64, "{pfn:?} is somebody else's too");
             }
-            // Half of the single frames go, larger folios come where they fit, and all goes.
+            // Half of the single frames go, larger folios come where they fit.
             for page in (0..page).filter(|page| page % 16 < 9) {
                 world.manager.advise(singles, at(BASE + page), 1, Advice::DontNeed).unwrap();
             }
@@ -283,7 +289,19 @@ fn blocks_of_units_serve_single_frames_when_nothing_else_is_left() {
             }
             all_find(&world, &kept, order);
             world.audit();
-            for space in [space, mixed, singles] {
+            // The folios that stayed go too, and all that is free is taken, frame by frame, and given back, twice.
+            world.leave(space);
+            world.manager.set_policy(Policy::only(Order::BASE));
+            for _ in 0..2 {
+                let space = world.anon(frames);
+                let mut page = 0;
+                while world.access(space, BASE + page, Some(page)).is_ok() {
+                    page += 1;
+                }
+                assert_eq!(world.manager.frames().stats().free, 0);
+                world.leave(space);
+            }
+            for space in [mixed, singles] {
                 world.leave(space);
             }
             assert!(world.manager.trim());
@@ -293,6 +311,39 @@ fn blocks_of_units_serve_single_frames_when_nothing_else_is_left() {
             }
             assert_eq!(whole, before.total / 512, "every block is whole again");
         }
+    }
+}
+
+/// Buddies that are both free make one run, whether one is known to be zero or not.
+#[test]
+fn units_are_one_run_whatever_is_known_of_them() {
+    let memory = EmulatedMemory::new(4 * 512);
+    let buddy = Frames::new(&memory, &[Pfn::new(0)..Pfn::new(4 * 512)], false, 2, 0).unwrap();
+    for order in [3, 6] {
+        let units: Vec<_> = std::iter::from_fn(|| buddy.alloc(Order::new(order), false)).map(|run| run.pfn).collect();
+        let larger = Order::new(order + 2);
+        let four_at = |first: Pfn| [0, 1, 2, 3].map(|i| first.add(i << order));
+        let is_first =
+            |pfn: &&Pfn| pfn.align_down(larger) == **pfn && four_at(**pfn).iter().all(|pfn| units.contains(pfn));
+        let four = four_at(*units.iter().find(is_first).expect("a whole block of units"));
+        for zeros in 0..16 {
+            for (i, &pfn) in four.iter().enumerate() {
+                for frame in 0..if zeros >> i & 1 == 1 { 1 << order } else { 0 } {
+                    memory.zero(pfn.add(frame), 1);
+                }
+                buddy.free(pfn, Order::new(order), zeros >> i & 1 == 1);
+            }
+            let run = buddy.alloc(larger, zeros % 3 == 0).expect("four units are free");
+            assert_eq!((run.pfn, run.zeroed), (four[0], zeros == 15));
+            buddy.free(run.pfn, larger, run.zeroed);
+            for _ in 0..4 {
+                let run = buddy.alloc(Order::new(order), true).expect("four units are free");
+                assert!(four.contains(&run.pfn));
+                assert_eq!(run.zeroed, zeros == 15);
+            }
+        }
+        units.into_iter().for_each(|pfn| buddy.free(pfn, Order::new(order), false));
+        assert!(buddy.all_free());
     }
 }
 
