@@ -75,4 +75,17 @@ impl<M: Memory> Frames<M> {
     pub(crate) fn table_lock(&self, table: Pfn) -> &AtomicU64 {
         self.marked(table)
     }
+
+    /// The first frame of a new folio of `order`, for models of the look-up alone.
+    #[cfg(loom)]
+    pub fn folio_for_models(&self, order: Order, records: &Slab) -> Option<Pfn> {
+        let what = (FolioFlags::ANON, Mapping { object: 1, index: 0 });
+        self.new_folio(order, true, what, (records, records.words()), |_| ()).map(|(folio, _)| folio.head())
+    }
+
+    /// First frame and order of the folio of `pfn`, for models of the look-up alone.
+    #[cfg(loom)]
+    pub fn find_for_models(&self, pfn: Pfn, records: &Slab) -> Option<(Pfn, Order)> {
+        self.folio(pfn, records.words()).map(|folio| (folio.head(), folio.order()))
+    }
 }
