@@ -10,12 +10,12 @@
 
 #![cfg(loom)]
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::{Arc, OnceLock};
 
 use quire::addr::{ENTRIES, Order, Pfn};
-use quire::folio::{Folio, Frames};
+use quire::folio::{Folio, Frames, Slab};
 use quire::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Class, Extent, FullPartial, MmOwner, Neighbours, Owned, PerLevel, RmapIds, Target,
     Total, Tuples, Vmas, ZeroOneTwoMany,
@@ -641,6 +641,83 @@ fn own_leaves_are_learnt_while_they_change() {
         world.unmap::<PerLevel>(&huge(4), 4);
         assert!(relearn_and_ask(world, 3, &[1, 2, 3]), "shared is not forgotten");
     });
+}
+
+/// Frames that come into being when they are first seen.
+struct Lazy(Vec<OnceLock<Box<Frame>>>);
+
+impl Memory for Lazy {
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        // On a stack of its own, as above.
+        let make = || std::thread::spawn(|| Box::new(Frame([const { AtomicU64::new(0) }; ENTRIES]))).join().unwrap();
+        self.0[pfn.raw() as usize].get_or_init(make)
+    }
+}
+
+/// Three blocks, of which the first holds the directory, one has slots and is full, and one has units, which hold two folios and but one free unit.
+struct Blocks {
+    frames: Frames<Lazy>,
+    records: Slab,
+    folios: [Pfn; 2],
+    /// The single frame that came out of the free unit, plus one.
+    found: AtomicU64,
+}
+
+const UNIT: Order = Order::new(6);
+
+impl Blocks {
+    fn new(free_unit: usize) -> Self {
+        let memory = Lazy((0..3 * 512).map(|_| OnceLock::new()).collect());
+        let frames = Frames::new(memory, &[Pfn::new(0)..Pfn::new(3 * 512)], true, 2, 0).unwrap();
+        let records = Slab::new(8);
+        let first = frames.folio_for_models(UNIT, &records).unwrap();
+        let second = frames.folio_for_models(UNIT, &records).unwrap();
+        let rest: Vec<_> = (2..8).map(|_| frames.alloc(UNIT, true).unwrap().pfn).collect();
+        for order in (0..6).rev() {
+            while frames.alloc(Order::new(order), true).is_some() {}
+        }
+        assert_eq!(frames.stats().free, 0);
+        let free = rest[free_unit];
+        frames.free(free, UNIT, true);
+        // The first touch makes a word known.
+        for frame in free.raw()..free.raw() + 2 {
+            frames.memory().frame(Pfn::new(frame)).0.iter().for_each(|word| _ = word.load(Relaxed));
+        }
+        let found = AtomicU64::new(0);
+        found.load(Relaxed);
+        Self { frames, records, folios: [first, second], found }
+    }
+}
+
+/// A folio is found by each of its frames while its block is given slots, and so is what comes out of the block then.
+#[test]
+fn a_folio_is_found_while_its_block_is_given_slots() {
+    let tried = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tried);
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.max_branches = 10_000;
+    model.check(move || {
+        count.fetch_add(1, Relaxed);
+        let blocks = Arc::new(Blocks::new(1));
+        let other = Arc::clone(&blocks);
+        let cpu = loom::thread::spawn(move || {
+            let single = other.frames.folio_for_models(Order::BASE, &other.records).expect("the free unit");
+            other.found.store(single.raw() + 1, Release);
+        });
+        let find = |pfn| blocks.frames.find_for_models(pfn, &blocks.records);
+        let single = blocks.found.load(Acquire);
+        if single != 0 {
+            let single = Pfn::new(single - 1);
+            assert_eq!(find(single), Some((single, Order::BASE)));
+        }
+        for (head, frame) in [(blocks.folios[0], 0), (blocks.folios[1], 5)] {
+            assert_eq!(find(head.add(frame)), Some((head, UNIT)));
+        }
+        cpu.join().unwrap();
+        assert_eq!(blocks.frames.stats().slots, 2 + 2 + 1, "two blocks with slots, and the table");
+    });
+    println!("slots: {} interleavings", tried.load(Relaxed));
 }
 
 /// Two regions map the folio; a third comes and goes while one of the two goes. Either the third was the second, or *many* stays; it is never below the truth.

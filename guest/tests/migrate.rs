@@ -43,7 +43,9 @@ fn an_anonymous_folio_of_several_owners_vmas_and_tables_moves() {
         world.manager.unmap(parent, at(BASE + 3), 2).unwrap();
         world.write(parent, BASE + 7, 5);
         world.audit();
-        let (before, free) = (world.leaf(child, BASE + 8).unwrap(), world.free());
+        // The new folio's record may be the first of another frame, which stays.
+        let free_but_for_records = || world.free() + world.manager.metadata().folio_bytes / 4096;
+        let (before, free) = (world.leaf(child, BASE + 8).unwrap(), free_but_for_records());
         let kept = attrs(&world, child, BASE + 8);
         let rss = world.manager.rss(third);
         migrate(&world, child, BASE + 8).unwrap();
@@ -52,7 +54,7 @@ fn an_anonymous_folio_of_several_owners_vmas_and_tables_moves() {
         assert_eq!(attrs(&world, child, BASE + 8), kept);
         assert_eq!(world.leaf(third, 2 * BASE + 208).unwrap().0, after.0);
         assert_eq!(world.leaf(parent, BASE + 8).unwrap().0, after.0);
-        assert_eq!((world.free(), world.manager.rss(third)), (free, rss));
+        assert_eq!((free_but_for_records(), world.manager.rss(third)), (free, rss));
         world.audit();
         world.expect(third, 2 * BASE + 200..2 * BASE + 712, BASE, 1);
         world.expect(child, BASE..BASE + 512, BASE, 1);

@@ -731,6 +731,59 @@ fn frames_from_two_cpus() {
     assert!(frames.all_free());
 }
 
+/// One CPU looks up folios that stay, by all of their frames, while the other takes what is left frame by frame, so that their blocks are given slots, and gives it
+/// back. The folios come and go from one turn to the next, so that blocks are whole and have units again.
+#[test]
+fn folios_are_found_while_their_blocks_are_given_slots() {
+    for order in [3, 4, 6, 7] {
+        let order = Order::new(order);
+        let cpus = Cpus::new();
+        let world: World<'_, Total> = World::new(&cpus, Policy::only(order));
+        world.manager.frames().set_reserve(0);
+        for turn in 0..40 {
+            let space = world.anon(FRAMES);
+            let mut folios = Vec::new();
+            for page in (0..FRAMES).step_by(order.pages() as usize) {
+                if world.access(space, BASE + page, 0, 1).is_err() {
+                    break;
+                }
+                let (_, leaf) = world.manager.page_table(space).lookup(&world.manager, BASE + page).unwrap();
+                if world.manager.folio(leaf.pfn).unwrap().order() != order {
+                    break;
+                }
+                folios.push((BASE + page, leaf.pfn));
+            }
+            // One of each four goes.
+            let (gone, kept): (Vec<_>, Vec<_>) = folios.into_iter().enumerate().partition(|(i, _)| i % 4 == turn % 4);
+            for (_, (page, _)) in gone {
+                world.manager.advise(space, at(page), order.pages(), Advice::DontNeed).unwrap();
+            }
+            let (slots, done) = (world.manager.frames().stats().slots, AtomicU64::new(0));
+            let take_all = || {
+                let frames = world.manager.frames();
+                let singles: Vec<_> = std::iter::from_fn(|| frames.alloc(Order::BASE, false)).collect();
+                assert!(frames.stats().slots > slots, "no block was given slots");
+                singles.into_iter().for_each(|run| frames.free(run.pfn, Order::BASE, false));
+                done.store(1, Release);
+            };
+            let look_up = || {
+                let mut frame = 0;
+                while done.load(Acquire) == 0 {
+                    frame = (frame + 1) % order.pages();
+                    for &(_, (_, head)) in &kept {
+                        let folio = world.manager.folio(head.add(frame)).expect("a folio");
+                        assert_eq!((folio.head(), folio.order()), (head, order), "frame {frame}");
+                    }
+                }
+            };
+            both(take_all, look_up);
+            world.audit();
+            world.manager.destroy_space(space);
+        }
+        world.end();
+    }
+}
+
 // --- late bits of the MMU --------------------------------------------------------------------------------------
 
 /// Two tables in emulated frames.

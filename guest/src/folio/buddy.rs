@@ -1,64 +1,72 @@
 //! The frame allocator: a buddy system that also answers, for any frame, what lives there.
 //!
-//! Runs of order 9 and above are whole blocks, kept in the directory. When smaller runs are needed a block is *broken*: its first
-//! frames become slots for the block's frames, the rest goes to the lists of orders 0 to 8. So the allocator never needs
-//! memory for its own growth. A broken block whose frames are all free becomes whole again, except one that is kept
+//! Runs of order 9 and above are whole blocks, kept in the directory. When runs below order 3 are needed a block is *broken*: its first
+//! frames become slots for the block's frames, the rest goes to the lists of orders 0 to 8. For runs of orders 3 to 8 a block is divided into [units](super::coarse), which needs
+//! a record of memory elsewhere; where that or a whole block is missing, the runs of broken blocks serve, and blocks of units become broken ones when nothing else is left.
+//! So the allocator never fails for want of memory of its own. A block whose frames are all free becomes whole again, except one of each kind that is kept
 //! at hand so that a load at the edge does not break and mend a block on every fault.
 //!
 //! A single frame that is given back stays *loose* at first: chained to the others of its block, to be handed out again as it is. Most are wanted again as
 //! single frames, or their block becomes whole before anybody wants a larger run. Loose frames are merged with their buddies when the lists have no run that
-//! is large enough. Single frames come from the lists several at a time, of which all but one become loose.
+//! is large enough. Single frames come from the lists several at a time, of which all but one become loose. Only a block whose slots stand in its first frames has loose ones.
 //!
 //! Runs known to be zero are kept on lists of their own: fresh memory is zero and need not be cleared again.
 
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::AtomicBool;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::Record;
+use super::coarse::{Class, Coarse, MIN_UNIT};
 use super::descriptor::{KIND, Kind};
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::{Frame, Memory};
 use crate::sync::{AtomicU64, WordGuard, lock_word};
 
-const BLOCK: u64 = ENTRIES as u64;
+pub(super) const BLOCK: u64 = ENTRIES as u64;
 const NR_ORDERS: usize = Order::MAX.get() as usize + 1;
-/// The largest order that lives in slots; a broken block never has all its frames free, so order 9 cannot.
-const MAX_SMALL: u8 = Order::HUGE.get() - 1;
+/// The largest order below that of a block.
+pub(super) const MAX_SMALL: u8 = Order::HUGE.get() - 1;
 
 /// Single frames are taken from the lists by runs of this order, where one is at hand.
 const REFILL: u8 = 3;
 
 /// What a directory word says of its block.
-mod block {
+pub(super) mod block {
     use crate::sync::Field;
-    pub(super) const HOLE: u64 = 0;
-    pub(super) const FREE: u64 = 1;
-    pub(super) const PART_OF_FREE: u64 = 2;
-    pub(super) const FOLIO: u64 = 3;
-    pub(super) const BROKEN: u64 = 4;
-    pub(super) const CARVED: u64 = 5;
-    pub(super) const KIND: Field<0, 3> = Field;
-    pub(super) const ORDER: Field<3, 5> = Field;
-    pub(super) const ZERO: Field<8, 1> = Field;
-    pub(super) const PREV: Field<9, 27> = Field;
-    pub(super) const NEXT: Field<36, 27> = Field;
-    pub(super) const RECORD: Field<8, 32> = Field;
-    pub(super) const NR_FREE: Field<8, 10> = Field;
+    pub(in crate::folio) const HOLE: u64 = 0;
+    pub(in crate::folio) const FREE: u64 = 1;
+    pub(in crate::folio) const PART_OF_FREE: u64 = 2;
+    pub(in crate::folio) const FOLIO: u64 = 3;
+    pub(in crate::folio) const BROKEN: u64 = 4;
+    pub(in crate::folio) const CARVED: u64 = 5;
+    /// As [`BROKEN`], but its slots do not stand in its first frames.
+    pub(in crate::folio) const DISPLACED: u64 = 6;
+    pub(in crate::folio) const COARSE: u64 = 7;
+    pub(in crate::folio) const KIND: Field<0, 3> = Field;
+    pub(in crate::folio) const UNIT: Field<3, 3> = Field;
+    pub(in crate::folio) const ORDER: Field<3, 5> = Field;
+    pub(in crate::folio) const ZERO: Field<8, 1> = Field;
+    pub(in crate::folio) const PREV: Field<9, 27> = Field;
+    pub(in crate::folio) const NEXT: Field<36, 27> = Field;
+    pub(in crate::folio) const RECORD: Field<8, 32> = Field;
+    pub(in crate::folio) const NR_FREE: Field<8, 10> = Field;
     /// Those of them that are loose.
-    pub(super) const NR_LOOSE: Field<18, 10> = Field;
+    pub(in crate::folio) const NR_LOOSE: Field<18, 10> = Field;
     const LOOSE: Field<28, 9> = Field;
     const LOOSE_ZERO: Field<37, 9> = Field;
-    pub(super) const NONE: u64 = (1 << 27) - 1;
+    /// The frame of the block where its slots start.
+    pub(in crate::folio) const PLACE: Field<46, 9> = Field;
+    pub(in crate::folio) const NONE: u64 = (1 << 27) - 1;
 
     /// The frame of a broken block where its chain of loose frames known to be zero starts, or that of the others; 0 for none: that frame is spent on slots.
-    pub(super) const fn loose(zero: bool, word: u64) -> u64 {
+    pub(in crate::folio) const fn loose(zero: bool, word: u64) -> u64 {
         if zero { LOOSE_ZERO.of(word) } else { LOOSE.of(word) }
     }
 
     /// The bits of [`loose`] for frame `at`.
-    pub(super) const fn loose_bits(zero: bool, at: u64) -> u64 {
+    pub(in crate::folio) const fn loose_bits(zero: bool, at: u64) -> u64 {
         if zero { LOOSE_ZERO.bits(at) } else { LOOSE.bits(at) }
     }
 }
@@ -109,7 +117,7 @@ pub struct FrameStats {
     pub total: u64,
     /// Free frames, those that a broken block spends on slots excluded.
     pub free: u64,
-    /// Frames spent on slots now.
+    /// Frames spent on slots and tables of blocks now.
     pub slots: u64,
     /// Frames set aside at start: directory, per-page counts.
     pub carved: u64,
@@ -117,13 +125,15 @@ pub struct FrameStats {
 
 /// The frames of one manager.
 pub struct Frames<M> {
-    memory: M,
-    first_block: u64,
+    pub(super) memory: M,
+    pub(super) first_block: u64,
     nr_blocks: u64,
     directory: Pfn,
     slot_words: usize,
     /// Frames that a broken block spends on its slots.
-    slot_frames: u64,
+    pub(super) slot_frames: u64,
+    /// The smallest order that lives in units: a unit has room for the slots of its block.
+    min_unit: u8,
     page_words: Option<Pfn>,
     page_counts: usize,
     lock: AtomicU64,
@@ -134,9 +144,12 @@ pub struct Frames<M> {
     /// which are slot frames'.
     loose: [AtomicU64; 2],
     has_spare: AtomicBool,
-    free: AtomicU64,
+    pub(super) coarse: [Coarse; 2],
+    pub(super) free: AtomicU64,
     reserve: AtomicU64,
-    broken: AtomicU64,
+    pub(super) broken: AtomicU64,
+    /// Those of the broken blocks whose slots do not stand in their first frames.
+    pub(super) displaced: AtomicU64,
     total: u64,
     carved: u64,
 }
@@ -180,12 +193,15 @@ impl<M: Memory> Frames<M> {
         if !zeroed {
             memory.zero(home.start, carved);
         }
+        let slot_frames = (slot_words as u64 * 8 * BLOCK).div_ceil(4096);
+        let class = Class::EACH.into_iter().find(|class| 1 << class.unit() >= slot_frames);
         let mut frames = Self {
             first_block,
             nr_blocks,
             directory: home.start,
             slot_words,
-            slot_frames: (slot_words as u64 * 8 * BLOCK).div_ceil(4096),
+            slot_frames,
+            min_unit: class.map_or(Order::HUGE.get(), Class::unit),
             page_words: (page_counts > 0).then(|| home.start.add(directory_frames)),
             page_counts,
             carved,
@@ -225,7 +241,8 @@ impl<M: Memory> Frames<M> {
         FrameStats {
             total: self.total,
             free: self.free.load(Relaxed),
-            slots: self.broken.load(Relaxed) * self.slot_frames(),
+            slots: self.broken.load(Relaxed) * self.slot_frames()
+                + self.coarse.iter().map(Coarse::table_frames).sum::<u64>(),
             carved: self.carved,
         }
     }
@@ -264,6 +281,7 @@ impl<M: Memory> Frames<M> {
             directory: Pfn::new(0),
             slot_words: 0,
             slot_frames: 0,
+            min_unit: MIN_UNIT,
             page_words: None,
             page_counts: 0,
             lock: AtomicU64::new(0),
@@ -271,9 +289,11 @@ impl<M: Memory> Frames<M> {
             filled: [const { AtomicU64::new(0) }; 2],
             loose: [const { AtomicU64::new(0) }; 2],
             has_spare: AtomicBool::new(false),
+            coarse: Class::EACH.map(Coarse::new),
             free: AtomicU64::new(0),
             reserve: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            displaced: AtomicU64::new(0),
             total: 0,
             carved: 0,
         }
@@ -295,7 +315,7 @@ impl<M: Memory> Frames<M> {
 
     // --- look-up ---------------------------------------------------------------------------------------------
 
-    fn directory_word(&self, block: u64) -> &AtomicU64 {
+    pub(super) fn directory_word(&self, block: u64) -> &AtomicU64 {
         let index = block - self.first_block;
         &self.memory.frame(self.directory.add(index / BLOCK)).0[(index % BLOCK) as usize]
     }
@@ -331,9 +351,36 @@ impl<M: Memory> Frames<M> {
 
     #[inline]
     fn slot_at(&self, pfn: Pfn) -> (&Frame, usize) {
+        // Who was told of a frame in a displaced block was told by who displaced it, or later.
+        let place = if self.displaced.load(Relaxed) == 0 { 0 } else { self.place_of(pfn) };
+        self.slot_from(place, pfn)
+    }
+
+    /// Whether `pfn` is in a block whose slots do not stand in its first frames.
+    #[inline]
+    fn is_displaced(&self, pfn: Pfn) -> bool {
+        self.displaced.load(Relaxed) != 0 && self.place_of(pfn) != 0
+    }
+
+    /// The frame of its block at which the slots of the block of `pfn` start.
+    #[cold]
+    fn place_of(&self, pfn: Pfn) -> u64 {
+        block::PLACE.of(self.directory_word(pfn.raw() / BLOCK).load(Acquire))
+    }
+
+    /// Where the slot of `pfn` is, if the slots of its block start at its frame `place`.
+    #[inline]
+    fn slot_from(&self, place: u64, pfn: Pfn) -> (&Frame, usize) {
         let word = (pfn.raw() % BLOCK) as usize * self.slot_words;
-        let frame = Pfn::new(pfn.raw() / BLOCK * BLOCK + (word / ENTRIES) as u64);
+        let frame = Pfn::new(pfn.raw() / BLOCK * BLOCK + place + (word / ENTRIES) as u64);
         (self.memory.frame(frame), word % ENTRIES)
+    }
+
+    /// As [`slot_head`](Self::slot_head), of a block whose slots start at its frame `place`.
+    #[inline]
+    pub(super) fn slot_head_from(&self, place: u64, pfn: Pfn) -> &[AtomicU64; 2] {
+        let (frame, at) = self.slot_from(place, pfn);
+        &frame.0.as_chunks().0[at / 2]
     }
 
     /// Where the descriptor of the folio that `pfn` belongs to is; `None` when no folio lives there.
@@ -342,27 +389,39 @@ impl<M: Memory> Frames<M> {
         if !self.manages(pfn) {
             return None;
         }
-        let word = self.directory_word(pfn.raw() / BLOCK).load(Relaxed);
+        // Acquire pairs with the Release of who gave the block its slots, and of all who change the word from then on.
+        let word = self.directory_word(pfn.raw() / BLOCK).load(Acquire);
         match block::KIND.of(word) {
             block::FOLIO => Some(Found::Large(Record::from_raw(block::RECORD.of(word) as u32))),
-            block::BROKEN => {
-                let slot = self.slot(pfn);
-                match KIND.get(&slot[1]) {
-                    kind if kind == Kind::Small as u64 => Some(Found::Small(slot)),
-                    kind if kind == Kind::Large as u64 => Some(Found::of_head(&slot[0])),
-                    kind if kind == Kind::Nothing as u64 => self.find_head(pfn),
-                    _ => None,
-                }
-            }
+            block::BROKEN => self.find_slot(0, pfn),
+            block::COARSE => self.find_coarse(word, pfn),
+            _ => self.find_displaced(word, pfn),
+        }
+    }
+
+    #[cold]
+    fn find_displaced(&self, word: u64, pfn: Pfn) -> Option<Found<'_>> {
+        if block::KIND.of(word) == block::DISPLACED { self.find_slot(block::PLACE.of(word), pfn) } else { None }
+    }
+
+    /// The folio of `pfn`, in a block whose slots start at its frame `place`.
+    #[inline(always)]
+    fn find_slot(&self, place: u64, pfn: Pfn) -> Option<Found<'_>> {
+        let (frame, at) = self.slot_from(place, pfn);
+        let slot = &frame.0[at..at + self.slot_words];
+        match KIND.get(&slot[1]) {
+            kind if kind == Kind::Small as u64 => Some(Found::Small(slot)),
+            kind if kind == Kind::Large as u64 => Some(Found::of_head(&slot[0])),
+            kind if kind == Kind::Nothing as u64 => self.find_head(place, pfn),
             _ => None,
         }
     }
 
-    /// The folio of `pfn`, which is no head, in a broken block.
-    fn find_head(&self, pfn: Pfn) -> Option<Found<'_>> {
+    /// The folio of `pfn`, which is no head, in a block whose slots start at its frame `place`.
+    fn find_head(&self, place: u64, pfn: Pfn) -> Option<Found<'_>> {
         // Only the head's slot says anything: try the heads this frame could belong to, nearest first.
         for order in 1..=MAX_SMALL {
-            let slot = self.slot_head(pfn.align_down(Order::new(order)));
+            let slot = self.slot_head_from(place, pfn.align_down(Order::new(order)));
             match KIND.get(&slot[1]) {
                 kind if kind == Kind::Nothing as u64 => {}
                 kind if kind == Kind::Large as u64 => return Some(Found::of_head(&slot[0])),
@@ -372,14 +431,14 @@ impl<M: Memory> Frames<M> {
         None
     }
 
-    /// Notes that the allocated run at `pfn` is the folio described by `record`.
+    /// Notes that the allocated run at `pfn` is the folio described by `record`. The caller has the [lock](Self::lock).
     pub(super) fn enter_large(&self, pfn: Pfn, order: Order, record: Record) {
         if order >= Order::HUGE {
             let word = block::KIND.bits(block::FOLIO) | block::RECORD.bits(u64::from(record.raw()));
             for i in 0..order.pages() / BLOCK {
                 self.directory_word(pfn.raw() / BLOCK + i).store(word, Relaxed);
             }
-        } else {
+        } else if order.get() < self.min_unit || !self.enter_units(pfn, order.get(), record) {
             let slot = self.slot_head(pfn);
             slot[0].store(u64::from(record.raw()), Relaxed);
             slot[1].store(KIND.bits(Kind::Large as u64), Relaxed);
@@ -414,21 +473,32 @@ impl<M: Memory> Frames<M> {
     /// As [`alloc`](Self::alloc), or down to the last frame if it `must` be; the caller has the [lock](Self::lock).
     pub(super) fn alloc_locked(&self, order: Order, want_zero: bool, must: bool) -> Option<Run> {
         let floor = if must { 0 } else { self.reserve.load(Relaxed) };
-        // The spare block becomes whole when a whole one is asked for.
-        let spare = if order >= Order::HUGE && self.has_spare.load(Relaxed) { self.slot_frames() } else { 0 };
-        if self.free.load(Relaxed) + spare < order.pages() + floor {
-            return None;
+        let needed = order.pages() + floor;
+        if self.free.load(Relaxed) < needed {
+            // What is spent on spare blocks comes back when a whole one is asked for.
+            if order < Order::HUGE || self.free.load(Relaxed) + self.spare_frames() < needed {
+                return None;
+            }
+            self.mend_spares();
+            if self.free.load(Relaxed) < needed {
+                return None;
+            }
         }
         let order = order.get();
-        let run = if order <= MAX_SMALL {
+        let run = if order < self.min_unit {
             match self.take_small(order, want_zero) {
                 Some(run) => Some(run),
                 None => self.make_small(order, want_zero),
             }
+        } else if order <= MAX_SMALL {
+            match self.take_units(Class::of(order), order, want_zero) {
+                Some(run) => Some(run),
+                None => self.make_units(order, want_zero),
+            }
         } else {
             self.take_blocks(order, want_zero)
                 .or_else(|| {
-                    self.mend_spare();
+                    self.mend_spares();
                     self.take_blocks(order, want_zero)
                 })
                 .map(|(first, zeroed)| Run { pfn: Pfn::new(first * BLOCK), zeroed })
@@ -487,10 +557,35 @@ impl<M: Memory> Frames<M> {
     fn make_small(&self, order: u8, want_zero: bool) -> Option<Run> {
         self.settle();
         self.take_small(order, want_zero).or_else(|| {
-            let (first, zeroed) = self.take_blocks(9, want_zero)?;
-            self.break_block(first, zeroed);
-            self.take_small(order, want_zero)
+            if !self.has_block() {
+                self.mend_coarse_spares();
+            }
+            if let Some((first, zeroed)) = self.take_blocks(9, want_zero) {
+                self.break_block(first, zeroed);
+                return self.take_small(order, want_zero);
+            }
+            // Slots may take all that a block had free.
+            while self.refine(order) {
+                let run = self.take_small(order, want_zero);
+                if run.is_some() {
+                    return run;
+                }
+            }
+            None
         })
+    }
+
+    /// As [`take_units`](Self::take_units) when there is nothing at hand in blocks of the class.
+    #[cold]
+    fn make_units(&self, order: u8, want_zero: bool) -> Option<Run> {
+        let class = Class::of(order);
+        if self.divide_block(class, want_zero).is_some() {
+            return self.take_units(class, order, want_zero);
+        }
+        let mut others = Class::EACH.into_iter().filter(|other| other.unit() <= order);
+        self.take_small(order, want_zero)
+            .or_else(|| others.find_map(|class| self.take_units(class, order, want_zero)))
+            .or_else(|| self.make_small(order, want_zero))
     }
 
     /// A run out of the first of the list of order `found`, of runs known to be zero or of the others.
@@ -498,7 +593,8 @@ impl<M: Memory> Frames<M> {
         let pfn = Pfn::new(self.heads[usize::from(zero)][usize::from(found)].load(Relaxed) - 1);
         self.unlink_small(pfn, found, zero);
         self.count_taken(pfn, 1 << order);
-        let rest = if order == 0 { found.min(REFILL) } else { order };
+        // The chain of loose frames has no room for the first frame of a block, which may be free where slots are displaced.
+        let rest = if order == 0 && !self.is_displaced(pfn) { found.min(REFILL) } else { order };
         for half in (rest..found).rev() {
             self.link_small(pfn.add(1 << half), half, zero);
         }
@@ -518,19 +614,24 @@ impl<M: Memory> Frames<M> {
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
         let block = pfn.raw() / BLOCK;
         let directory_word = self.directory_word(block);
-        let word = directory_word.load(Relaxed) + block::NR_FREE.bits(1 << order);
+        let word = directory_word.load(Relaxed);
+        let kind = block::KIND.of(word);
+        if kind == block::COARSE {
+            return self.put_units(pfn, order, zeroed, word);
+        }
+        let word = word + block::NR_FREE.bits(1 << order);
         let free = block::NR_FREE.of(word);
-        let slot = &self.slot_head(pfn)[1];
-        if order == 0 {
+        let slot = &self.slot_head_from(block::PLACE.of(word), pfn)[1];
+        if order == 0 && kind == block::BROKEN {
             let next = block::loose(zeroed, word);
             slot.store(loose_word(zeroed, next), Relaxed);
             let word = word + block::NR_LOOSE.bits(1);
-            directory_word.store(word ^ block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK)), Relaxed);
+            directory_word.store(word ^ block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK)), Release);
             if next == 0 {
                 self.link_loose(block, zeroed);
             }
         } else {
-            directory_word.store(word, Relaxed);
+            directory_word.store(word, Release);
             slot.store(0, Relaxed);
             self.merge(pfn, order, zeroed);
         }
@@ -544,7 +645,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// Puts a run whose frames count as free on the list of the largest order that it makes with its buddies.
-    fn merge(&self, pfn: Pfn, order: u8, zeroed: bool) {
+    pub(super) fn merge(&self, pfn: Pfn, order: u8, zeroed: bool) {
         let (mut pfn, mut order, mut zeroed) = (pfn, order, zeroed);
         while order < MAX_SMALL {
             let buddy = Pfn::new(pfn.raw() ^ 1 << order);
@@ -562,15 +663,24 @@ impl<M: Memory> Frames<M> {
         self.link_small(pfn, order, zeroed);
     }
 
-    /// Makes the block that is kept broken though all free whole again.
-    fn mend_spare(&self) {
+    /// Frames that come back at most when the spare blocks become whole.
+    fn spare_frames(&self) -> u64 {
+        // The frames of tables may each keep a block with slots from being whole.
+        let tables: u64 = self.coarse.iter().map(Coarse::spare_frames).sum();
+        tables + (tables + u64::from(self.has_spare.load(Relaxed))) * self.slot_frames()
+    }
+
+    /// Makes the blocks whole that are kept as they are though all free.
+    fn mend_spares(&self) {
+        self.mend_coarse_spares();
         if !self.has_spare.load(Relaxed) {
             return;
         }
         // Rare: only when no whole block is left.
         for block in self.first_block..self.first_block + self.nr_blocks {
             let word = self.directory_word(block).load(Relaxed);
-            if block::KIND.of(word) == block::BROKEN && block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
+            let has_slots = [block::BROKEN, block::DISPLACED].contains(&block::KIND.of(word));
+            if has_slots && block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
                 self.mend_block(block);
             }
         }
@@ -607,6 +717,7 @@ impl<M: Memory> Frames<M> {
 
     fn mend_block(&self, block: u64) {
         let word = self.directory_word(block).load(Relaxed);
+        let (first, place) = (Pfn::new(block * BLOCK), block::PLACE.of(word));
         for zero in [false, true] {
             if block::loose(zero, word) != 0 {
                 self.unlink_loose(block, zero);
@@ -614,9 +725,9 @@ impl<M: Memory> Frames<M> {
         }
         // Loose frames are on no list: they go with the slots.
         let mut listed = block::NR_FREE.of(word) - block::NR_LOOSE.of(word);
-        let mut pfn = Pfn::new(block * BLOCK + self.slot_frames());
+        let mut pfn = first.add(if place == 0 { self.slot_frames() } else { 0 });
         while listed > 0 {
-            let word = self.slot_head(pfn)[1].load(Relaxed);
+            let word = self.slot_head_from(place, pfn)[1].load(Relaxed);
             let mut order = 0;
             if KIND.of(word) == Kind::Free as u64 {
                 order = slot::ORDER.of(word) as u8;
@@ -625,6 +736,8 @@ impl<M: Memory> Frames<M> {
             }
             pfn = pfn.add(1 << order);
         }
+        self.free_old_table(self.slot_head_from(place, first.add(place))[1].load(Relaxed));
+        add_to(&self.displaced, -i64::from(place != 0));
         add_to(&self.broken, -1);
         add_to(&self.free, self.slot_frames() as i64);
         self.put_blocks(block, 9, false);
@@ -632,16 +745,21 @@ impl<M: Memory> Frames<M> {
 
     /// Notes that `frames` free frames of the block of `pfn` are free no more.
     fn count_taken(&self, pfn: Pfn, frames: u64) {
-        let word = self.directory_word(pfn.raw() / BLOCK);
-        let now = block::NR_FREE.get(word);
-        if now == BLOCK - self.slot_frames() {
+        let directory_word = self.directory_word(pfn.raw() / BLOCK);
+        let word = directory_word.load(Relaxed);
+        if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
             // The spare block, or a fresh one: it is in use from now on.
             self.has_spare.store(false, Relaxed);
         }
-        block::NR_FREE.set(word, now - frames);
+        directory_word.store(word - block::NR_FREE.bits(frames), Release);
     }
 
-    fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
+    /// Whether there is a whole block that is free.
+    pub(super) fn has_block(&self) -> bool {
+        self.filled.iter().any(|filled| filled.load(Relaxed) >> 9 != 0)
+    }
+
+    pub(super) fn take_blocks(&self, order: u8, want_zero: bool) -> Option<(u64, bool)> {
         let (zero, found) = [want_zero, !want_zero]
             .into_iter()
             .find_map(|zero| Some((zero, self.lowest_list(order..NR_ORDERS as u8, zero)?)))?;
@@ -653,7 +771,7 @@ impl<M: Memory> Frames<M> {
         Some((block, zero))
     }
 
-    fn put_blocks(&self, block: u64, order: u8, zeroed: bool) {
+    pub(super) fn put_blocks(&self, block: u64, order: u8, zeroed: bool) {
         let (mut block, mut order, mut zeroed) = (block, order, zeroed);
         while order < Order::MAX.get() {
             let buddy = block ^ 1 << (order - 9);
@@ -683,11 +801,11 @@ impl<M: Memory> Frames<M> {
         let old = block::loose(zero, word);
         for i in 0..n {
             let next = if i + 1 < n { at + i + 1 } else { old };
-            self.slot_head(first.add(i))[1].store(loose_word(zero, next), Relaxed);
+            self.slot_head_from(0, first.add(i))[1].store(loose_word(zero, next), Relaxed);
         }
         // The sum stays in its field: a block has no more frames than that.
         let word = word + block::NR_LOOSE.bits(n);
-        directory_word.store(word ^ block::loose_bits(zero, old ^ at), Relaxed);
+        directory_word.store(word ^ block::loose_bits(zero, old ^ at), Release);
         if old == 0 {
             self.link_loose(block, zero);
         }
@@ -700,7 +818,7 @@ impl<M: Memory> Frames<M> {
         let word = directory_word.load(Relaxed);
         let at = block::loose(zero, word);
         let pfn = Pfn::new(block * BLOCK + at);
-        let slot = self.slot_head(pfn);
+        let slot = self.slot_head_from(0, pfn);
         let next = slot::NEXT.get(&slot[1]);
         slot[1].store(0, Relaxed);
         if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
@@ -708,7 +826,7 @@ impl<M: Memory> Frames<M> {
             self.has_spare.store(false, Relaxed);
         }
         let word = word - block::NR_FREE.bits(1) - block::NR_LOOSE.bits(1);
-        directory_word.store(word ^ block::loose_bits(zero, at ^ next), Relaxed);
+        directory_word.store(word ^ block::loose_bits(zero, at ^ next), Release);
         if next == 0 {
             self.unlink_loose(block, zero);
         }
@@ -732,19 +850,19 @@ impl<M: Memory> Frames<M> {
         let mut n = 0;
         while at != 0 {
             let pfn = Pfn::new(block * BLOCK + at);
-            let slot = self.slot_head(pfn);
+            let slot = self.slot_head_from(0, pfn);
             at = slot::NEXT.get(&slot[1]);
             slot[1].store(0, Relaxed);
             self.merge(pfn, 0, zero);
             n += 1;
         }
         let word = directory_word.load(Relaxed) - block::NR_LOOSE.bits(n);
-        directory_word.store(word ^ block::loose_bits(zero, block::loose(zero, word)), Relaxed);
+        directory_word.store(word ^ block::loose_bits(zero, block::loose(zero, word)), Release);
     }
 
     /// The word with the links of a block with loose frames.
     fn loose_links(&self, block: u64, zero: bool) -> &AtomicU64 {
-        &self.slot_head(Pfn::new(block * BLOCK + u64::from(zero)))[0]
+        &self.slot_head_from(0, Pfn::new(block * BLOCK + u64::from(zero)))[0]
     }
 
     fn link_loose(&self, block: u64, zero: bool) {

@@ -34,20 +34,18 @@ impl<M: Memory> Frames<M> {
             let mut record = None;
             if order > Order::BASE {
                 record = records.alloc_locked(self, false);
-                if record.is_none() {
+                let Some(record) = record else {
                     self.free_locked(run.pfn, order, run.zeroed);
                     return None;
-                }
+                };
+                self.enter_large(run.pfn, order, record);
             }
             served(&run);
             (run, record)
         };
         let words = match record {
             None => self.slot(pfn),
-            Some(record) => {
-                self.enter_large(pfn, order, record);
-                self.record(record, words)
-            }
+            Some(record) => self.record(record, words),
         };
         let folio = Folio::undescribed(record, pfn, order, words);
         folio.init(flags, mapping);
@@ -76,5 +74,18 @@ impl<M: Memory> Frames<M> {
     /// The word that locks a table page.
     pub(crate) fn table_lock(&self, table: Pfn) -> &AtomicU64 {
         self.marked(table)
+    }
+
+    /// The first frame of a new folio of `order`, for models of the look-up alone.
+    #[cfg(loom)]
+    pub fn folio_for_models(&self, order: Order, records: &Slab) -> Option<Pfn> {
+        let what = (FolioFlags::ANON, Mapping { object: 1, index: 0 });
+        self.new_folio(order, true, what, (records, records.words()), |_| ()).map(|(folio, _)| folio.head())
+    }
+
+    /// First frame and order of the folio of `pfn`, for models of the look-up alone.
+    #[cfg(loom)]
+    pub fn find_for_models(&self, pfn: Pfn, records: &Slab) -> Option<(Pfn, Order)> {
+        self.folio(pfn, records.words()).map(|folio| (folio.head(), folio.order()))
     }
 }

@@ -33,12 +33,13 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A pool of records of one size, under the lock of the frames. Free records are chained through their first word; the first record of each
-/// frame chains the frames.
+/// A pool of records of one size, under the lock of the frames. Free records are chained through their first word, the frames through the words that
+/// their slots have for their owner.
 #[derive(Debug)]
 pub struct Slab {
     words: usize,
     free: AtomicU64,
+    /// The last frame plus one.
     frames: AtomicU64,
     nr_frames: AtomicU64,
     in_use: AtomicU64,
@@ -124,13 +125,18 @@ impl Slab {
     /// Gives all frames back if no record is in use.
     pub fn trim<M: Memory>(&self, frames: &Frames<M>) {
         let _guard = frames.lock();
+        self.trim_locked(frames);
+    }
+
+    /// As [`trim`](Self::trim); the caller has the lock of the frames.
+    pub(super) fn trim_locked<M: Memory>(&self, frames: &Frames<M>) {
         if self.in_use.load(Relaxed) != 0 {
             return;
         }
         self.free.store(0, Relaxed);
-        while self.frames.load(Relaxed) != 0 {
-            let pfn = Pfn::new(self.frames.load(Relaxed));
-            self.frames.store(frames.memory().frame(pfn).0[0].load(Relaxed), Relaxed);
+        while let Some(pfn) = self.frames.load(Relaxed).checked_sub(1) {
+            let pfn = Pfn::new(pfn);
+            self.frames.store(frames.marked(pfn).load(Relaxed), Relaxed);
             add_to(&self.nr_frames, -1);
             frames.free_locked(pfn, Order::BASE, false);
         }
@@ -143,14 +149,15 @@ impl Slab {
             frames.free_locked(run.pfn, Order::BASE, run.zeroed);
             return None;
         }
-        frames.mark(run.pfn, Kind::Records);
-        frames.memory().frame(run.pfn).0[0].store(self.frames.load(Relaxed), Relaxed);
-        self.frames.store(run.pfn.raw(), Relaxed);
+        frames.mark(run.pfn, Kind::Records).store(self.frames.load(Relaxed), Relaxed);
+        self.frames.store(run.pfn.raw() + 1, Relaxed);
         add_to(&self.nr_frames, 1);
         let first = (run.pfn.raw() << 6) as u32;
         let step = self.words as u32 / 8;
-        let mut next = 0;
-        for i in (1..(ENTRIES / self.words) as u32).rev() {
+        // Records may have come back meanwhile.
+        let mut next = self.free.load(Relaxed) as u32;
+        // No record has number 0.
+        for i in (u32::from(first == 0)..(ENTRIES / self.words) as u32).rev() {
             let record = first + i * step;
             frames.record_of::<8>(Record(record))[0].store(u64::from(next), Relaxed);
             next = record;

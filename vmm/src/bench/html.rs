@@ -346,7 +346,7 @@ fn metadata(html: &mut String, bench: &Bench) {
     if rows.is_empty() {
         return;
     }
-    *html += "<h2>Metadata</h2><p>Look-up, descriptors and per-page counts with 64 MiB mapped whole; tables and vmas apart.</p><table>";
+    *html += "<h2>Metadata</h2><p>Look-up, descriptors and per-page counts with 64 MiB mapped whole, 1 GiB at order 9; tables and vmas apart.</p><table>";
     row_of(html, "th", &["order", "scheme", "bytes a frame", "bytes a folio"].map(str::to_owned));
     for pair in rows.chunks_exact(2) {
         let scheme = pair[0].scheme.clone().unwrap_or_default();

@@ -23,8 +23,8 @@ use crate::{kernel, progress, run};
 
 /// How long the guest may work without an exit.
 const WATCHDOG: Duration = Duration::from_secs(120);
-/// Pages that are mapped where metadata is read: so many that what there is one of does not count.
-const METADATA_PAGES: u64 = 16384;
+/// Pages that are mapped where metadata is read, below order 9 and from there on: so many folios that what there is one of does not count.
+const METADATA_PAGES: [u64; 2] = [1 << 14, 1 << 18];
 
 /// What a copy on write makes.
 const BASE: Shape = Shape { order: Order::BASE, level: Level::ONE };
@@ -390,15 +390,25 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// What the manager keeps for 64 MiB that are mapped whole, by shape.
+/// What the manager keeps for 64 MiB that are mapped whole, or for 1 GiB at order 9, by shape.
 fn metadata(options: &Options, scheme: Scheme) -> Result<Vec<Row>, Error> {
+    let (huge, small) = options.shapes.iter().partition(|shape| shape.order >= Order::HUGE);
+    let mut rows = metadata_with(options, scheme, small, METADATA_PAGES[0])?;
+    rows.extend(metadata_with(options, scheme, huge, METADATA_PAGES[1])?);
+    Ok(rows)
+}
+
+fn metadata_with(options: &Options, scheme: Scheme, shapes: Vec<Shape>, pages: u64) -> Result<Vec<Row>, Error> {
+    if shapes.is_empty() {
+        return Ok(Vec::new());
+    }
     let plan = Plan {
         operations: vec![Operation::Fault],
-        shapes: options.shapes.clone(),
+        shapes: shapes.clone(),
         scheme,
         ring: options.ring,
         frames: Frames::KnownZero,
-        pages: METADATA_PAGES,
+        pages,
         rounds: 0,
         samples: 0,
         ..Plan::default()
@@ -406,11 +416,11 @@ fn metadata(options: &Options, scheme: Scheme) -> Result<Vec<Row>, Error> {
     let outcome = boot(&plan, options)?;
     let general = outcome.general();
     let mut rows = Vec::new();
-    for &shape in &options.shapes {
+    for shape in shapes {
         let found = metadata_of(&general[word::metadata(shape.index())..]);
         let bytes = (found.carved_bytes + found.slot_bytes + found.folio_bytes) as f64;
         let folios = general[word::FOLIOS + shape.index()] as f64;
-        for (value, unit) in [(bytes / METADATA_PAGES as f64, "bytes per frame"), (bytes / folios, "bytes per folio")] {
+        for (value, unit) in [(bytes / pages as f64, "bytes per frame"), (bytes / folios, "bytes per folio")] {
             rows.push(Row {
                 what: "metadata".to_owned(),
                 order: Some(shape.order.get()),

@@ -227,7 +227,7 @@ impl Bench {
         }
         writeln!(
             f,
-            "\n{:<9} {:<11} {:<18} {:>10} {:>10}  of 64 MiB mapped whole; tables and vmas apart",
+            "\n{:<9} {:<11} {:<18} {:>10} {:>10}  of 64 MiB mapped whole, of 1 GiB at order 9; tables and vmas apart",
             "metadata", "order", "scheme", "a frame", "a folio"
         )?;
         let rows: Vec<_> = self.headlines("metadata").collect();
