@@ -69,7 +69,7 @@ fn every_level_sees_what_was_stored_and_counts_what_is_there() {
     let done = histories(count, length, number("QUIRE_NEST_STEP", 1));
     println!("{done:?}");
     assert_eq!(done.operations, count * length);
-    assert!(done.by_vms > count && done.below > 0 && done.recounts > 0, "{done:?}");
+    assert!(done.by_vms > count / 4 && done.below > count / 4 && done.recounts >= done.operations, "{done:?}");
 }
 
 /// Few, long, and seldom recounted: what takes long to go wrong.

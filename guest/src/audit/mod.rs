@@ -448,7 +448,7 @@ fn folios<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>) -> impl Itera
     core::iter::from_fn(move || {
         while pfn < end {
             let folio = manager.folio(pfn).filter(|folio| folio.head() == pfn);
-            pfn = pfn.add(folio.map_or(1, |folio| folio.pages()));
+            pfn = pfn.add(folio.map_or_else(|| manager.frames().gap(pfn), |folio| folio.pages()));
             if folio.is_some() {
                 return folio;
             }

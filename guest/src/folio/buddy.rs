@@ -399,6 +399,28 @@ impl<M: Memory> Frames<M> {
         }
     }
 
+    /// How many frames from `pfn` on surely belong to no folio, where [`find`](Self::find) has none at `pfn`: one at least. For whoever visits all folios.
+    pub(crate) fn gap(&self, pfn: Pfn) -> u64 {
+        let to_block_end = BLOCK - pfn.raw() % BLOCK;
+        if !self.manages(pfn) {
+            return 1;
+        }
+        let word = self.directory_word(pfn.raw() / BLOCK).load(Acquire);
+        let place = match block::KIND.of(word) {
+            block::FOLIO => return 1,
+            block::COARSE => {
+                let unit = 1 << block::UNIT.of(word);
+                return unit - pfn.raw() % unit;
+            }
+            block::BROKEN => 0,
+            block::DISPLACED => block::PLACE.of(word),
+            _ => return to_block_end,
+        };
+        let (frame, at) = self.slot_from(place, pfn);
+        let slot = &frame.0[at..at + self.slot_words];
+        if KIND.get(&slot[1]) == Kind::Free as u64 { 1 << slot::ORDER.get(&slot[1]) } else { 1 }
+    }
+
     #[cold]
     fn find_displaced(&self, word: u64, pfn: Pfn) -> Option<Found<'_>> {
         if block::KIND.of(word) == block::DISPLACED { self.find_slot(block::PLACE.of(word), pfn) } else { None }
