@@ -20,7 +20,7 @@ use quire_vmm::{flat, kernel};
 const MEMORY_MIB: u64 = 64;
 /// Something for a trace; the kernel's own run only counts and sums it.
 static OPS: [[u64; OP_WORDS]; 700] = [[1, 2, 3, 4, 5, 6, 7, 8]; 700];
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// A directory of this test's own, removed on drop.
 struct Scratch(PathBuf);
@@ -535,7 +535,7 @@ fn histories_of_nested_levels(stage2: Stage2, first: u64, count: u64) {
 
 #[test]
 fn histories_of_nested_levels_on_npt_under_qemu() {
-    histories_of_nested_levels(Stage2::Npt, 10_001, 1000);
+    histories_of_nested_levels(Stage2::Npt, 10_001, 2000);
 }
 
 #[test]

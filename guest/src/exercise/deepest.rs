@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Cpu, Nest, READ_WRITE, Wrong, at, must};
+use super::{ALL, Cpu, Nest, Wrong, at, must};
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Format, Leaf, LongMode};
 use crate::mapcount::Accounting;
@@ -34,7 +34,7 @@ pub fn boot<M: Memory + Tlb, A: Accounting, C: Cpu<M, A>>(
     space: SpaceId,
     page: u64,
 ) -> Result<(), Wrong> {
-    must("pages to boot from", nest.guest.map(space, at(page), PAGES, READ_WRITE, Map::Anon))?;
+    must("pages to boot from", nest.guest.map(space, at(page), PAGES, ALL, Map::Anon))?;
     let slot = Slot { gfn: FIRST, pages: PAGES, backing: Backing::Host(page), flags: SlotFlags::default() };
     must("a slot to boot from", nest.guest.add_slot(vm, AsId::NORMAL, slot))?;
     let mut result = Ok(());

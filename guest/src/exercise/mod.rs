@@ -27,6 +27,8 @@ use crate::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, Stage2Format, VmId};
 const BASE: u64 = 1 << 18;
 const READ: Prot = Prot { read: true, write: false, exec: false };
 const READ_WRITE: Prot = Prot { read: true, write: true, exec: false };
+/// Of memory that a program of a tenant may lie in.
+const ALL: Prot = Prot { read: true, write: true, exec: true };
 
 fn at(page: u64) -> Gva {
     Gva::from_page(page)
@@ -187,7 +189,7 @@ pub fn in_nest<M: Memory + Tlb, A: Accounting, T>(
     let pages = setup.pages();
     let file = must("a memory object", host.create_object(ObjectKind::Shared, 0, pages, setup.order))?;
     let vmm = must("a space", host.create_space())?;
-    must("a mapping", host.map(vmm, at(BASE), pages, READ_WRITE, Map::Shared(file, 0)))?;
+    must("a mapping", host.map(vmm, at(BASE), pages, ALL, Map::Shared(file, 0)))?;
     let vm = must("a VM", host.create_vm(vmm, setup.format))?;
     let slot = Slot { gfn: 0, pages, backing: Backing::Host(BASE), flags: SlotFlags::default() };
     let slot = must("a slot", host.add_slot(vm, AsId::NORMAL, slot))?;
