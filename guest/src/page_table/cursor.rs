@@ -549,7 +549,12 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     #[inline]
     pub fn clear(&self, i: usize, n: usize) -> Attrs {
         if n == 1 {
-            return self.held(i).map_or(Attrs::NONE, |leaf| self.take_one(i, leaf));
+            let Some(leaf) = self.held(i) else {
+                // Nothing, or what no MMU follows.
+                self.entries[i].swap(0, AcqRel);
+                return Attrs::NONE;
+            };
+            return self.take_one(i, leaf);
         }
         let (mut i, end) = (i, i + n);
         let mut union = Attrs::NONE;
