@@ -16,6 +16,7 @@ use super::layers;
 use super::plan::Plan;
 use super::stage::{AT, Clock, Stage};
 use crate::log;
+use crate::machine::Machine;
 use crate::manager::Run;
 
 /// Times every operation of the plan on folios of one shape. Of frames that nobody has touched, `used` are no longer.
@@ -41,13 +42,27 @@ pub fn run<A: Accounting>(run: &Run<'_>, plan: &Plan, shape: Shape, used: &mut u
     Ok(())
 }
 
-/// Plays a part of a round on a manager of its own, whose frames are as the plan says; whether there were such frames.
+/// Plays a part of a round on a manager of its own; whether there were frames for it.
 fn scene<A: Accounting>(
     run: &Run<'_>,
     plan: &Plan,
     clock: Clock,
     used: &mut u64,
     play: fn(&Round<'_, '_, A>) -> Result<(), &'static str>,
+) -> Result<bool, &'static str> {
+    on_manager(run, plan, clock, used, |manager, _, recount| {
+        let stage = Stage { machine: run.machine, manager, clock, pages: plan.pages, has_layers: plan.has_layers };
+        play(&Round { run, plan, stage: &stage, recount })
+    })
+}
+
+/// Has something done on a manager whose frames are as the plan says, with its policy, and its recount in the round that is not timed; whether there were such frames.
+pub(super) fn on_manager<'m, A: Accounting>(
+    run: &Run<'m>,
+    plan: &Plan,
+    clock: Clock,
+    used: &mut u64,
+    play: impl FnOnce(&Manager<&'m Machine, A>, Policy, Option<Recount>) -> Result<(), &'static str>,
 ) -> Result<bool, &'static str> {
     let Some(managed) = plan.managed(used) else { return Ok(false) };
     if plan.frames == frames::KNOWN_ZERO {
@@ -56,15 +71,13 @@ fn scene<A: Accounting>(
     let shape = clock.shape;
     let policy = Policy { orders: 1 << shape.order.get() | 1, large: LargeFolios::Always, max_leaf: shape.level };
     let are_zero = plan.frames != frames::TO_CLEAR;
-    let manager = Manager::<_, A>::new(run.machine, slice::from_ref(&managed), are_zero, policy)
+    let manager = Manager::new(run.machine, slice::from_ref(&managed), are_zero, policy)
         .map_err(|_| "benchmark: too few frames for a manager")?;
-    let stage =
-        Stage { machine: run.machine, manager: &manager, clock, pages: plan.pages, has_layers: plan.has_layers };
     let recount = (plan.is_recounted && !clock.runs).then(|| {
         let span = manager.frames().span();
         Recount::new(run.room.rows, span.start, span.end.raw() - span.start.raw())
     });
-    play(&Round { run, plan, stage: &stage, recount })?;
+    play(&manager, policy, recount)?;
     run.machine.load_no_tenant();
     if manager.trim() { Ok(true) } else { Err("benchmark: frames are left when everything is gone") }
 }

@@ -23,14 +23,12 @@ use crate::nested::{Exit, RFLAGS, Registers};
 use crate::touch::error;
 use crate::{cpu, log};
 
-/// Pages of a VM's memory that the program takes: itself, and three tables that lead to it.
-pub(super) const PAGES: u64 = 4;
 /// The slot of a root that leads there: the last, far from what processes have.
 const SLOT: usize = 511;
 /// The program's address: the first of that slot.
 const PROGRAM: u64 = 0xffff_ff80_0000_0000;
 
-/// Writes the program and its tables to the pages from `page` on, by `store`: the page counted from there, the word, and what goes there. What a root has in its last slot.
+/// Writes the program and the three tables that lead to it to the [`PROGRAM_PAGES`](quire::exercise::deepest::PROGRAM_PAGES) from `page` on, by `store`: the page counted from there, the word, and what goes there. What a root has in its last slot.
 pub(super) fn write_program(page: u64, store: &mut dyn FnMut(u64, usize, u64)) -> u64 {
     for (i, bytes) in program::bytes().chunks(8).enumerate() {
         let mut whole = [0; 8];

@@ -24,7 +24,7 @@ use quire::abi::replay::{DEVICE, MAX_LEAF, ORDERS};
 use quire::abi::{boot, stats};
 use quire::addr::{Gva, Level, Pfn};
 use quire::audit::Recount;
-use quire::exercise::Who;
+use quire::exercise::{Who, deepest};
 use quire::mapcount::{Accounting, Classes};
 use quire::nest::{GuestMemory, NestError};
 use quire::space::{FaultError, LargeFolios, Manager, Map, PAGES_END, Policy, Prot, SpaceId};
@@ -108,7 +108,7 @@ fn with_vm<A: Accounting>(
 ) -> Result<(), &'static str> {
     const FULL: &str = "too few frames for the VM";
     let boot = run.boot;
-    let pages = boot[abi::PAGES] + entered::PAGES;
+    let pages = boot[abi::PAGES] + deepest::PROGRAM_PAGES;
     let vmm = host.create_space().map_err(|_| FULL)?;
     let all = Prot { read: true, write: true, exec: true };
     host.map(vmm, BASE, pages, all, Map::Anon).map_err(|_| FULL)?;

@@ -14,18 +14,17 @@ mod process;
 mod scenes;
 mod tenant;
 
-use core::slice;
 use core::sync::atomic::Ordering::Relaxed;
 
 use quire::abi::bench::{Operation, Shape, WARM_PAGES, frames, word};
 use quire::abi::replay::metadata_words;
 use quire::audit::Recount;
 use quire::mapcount::{Accounting, Classes};
-use quire::memory::Memory;
-use quire::space::{LargeFolios, Manager, Policy};
+use quire::space::{Manager, Policy};
 use quire::stage2::Stage2Format;
 
 use super::plan::Plan;
+use super::session::on_manager;
 use super::stage::Clock;
 use crate::log;
 use crate::machine::Machine;
@@ -75,7 +74,7 @@ pub(super) fn run<A: Accounting>(run: &Run<'_>, plan: &Plan, shape: Shape, used:
     Ok(())
 }
 
-/// Plays on a manager of its own, whose frames are as the plan says; whether there were such frames.
+/// Plays on a manager of its own; whether there were frames for it.
 fn scene<A: Accounting>(
     run: &Run<'_>,
     plan: &Plan,
@@ -83,23 +82,10 @@ fn scene<A: Accounting>(
     used: &mut u64,
     act: fn(&Scene<'_, '_, A>) -> Result<(), &'static str>,
 ) -> Result<bool, &'static str> {
-    let Some(managed) = plan.managed(used) else { return Ok(false) };
-    if plan.frames == frames::KNOWN_ZERO {
-        run.machine.zero(managed.start, managed.end.raw() - managed.start.raw());
-    }
-    let shape = clock.shape;
-    let policy = Policy { orders: 1 << shape.order.get() | 1, large: LargeFolios::Always, max_leaf: shape.level };
-    let are_zero = plan.frames != frames::TO_CLEAR;
-    let host: Host<'_, A> = Manager::new(run.machine, slice::from_ref(&managed), are_zero, policy)
-        .map_err(|_| "benchmark: too few frames for a manager")?;
-    let recount = (plan.is_recounted && !clock.runs).then(|| {
-        let span = host.frames().span();
-        Recount::new(run.room.rows, span.start, span.end.raw() - span.start.raw())
-    });
     let format = plan.format()?;
-    act(&Scene { run, plan, host: &host, clock, format, policy, recount })?;
-    run.machine.load_no_tenant();
-    if host.trim() { Ok(true) } else { Err("benchmark: frames are left when every VM is gone") }
+    on_manager(run, plan, clock, used, |host, policy, recount| {
+        act(&Scene { run, plan, host, clock, format, policy, recount })
+    })
 }
 
 /// A manager of VMs in a round.
