@@ -343,7 +343,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// The first two words of the slot of `pfn`: all that there is but for counts of further observers.
-    #[inline]
+    #[inline(always)]
     pub(super) fn slot_head(&self, pfn: Pfn) -> &[AtomicU64; 2] {
         let (frame, at) = self.slot_at(pfn);
         &frame.0.as_chunks().0[at / 2]
@@ -493,7 +493,30 @@ impl<M: Memory> Frames<M> {
     }
 
     /// As [`alloc`](Self::alloc), or down to the last frame if it `must` be; the caller has the [lock](Self::lock).
+    #[inline(always)]
     pub(super) fn alloc_locked(&self, order: Order, want_zero: bool, must: bool) -> Option<Run> {
+        if order == Order::BASE
+            && let Some(run) = self.take_at_hand(want_zero)
+        {
+            return Some(run);
+        }
+        self.alloc_from_lists(order, want_zero, must)
+    }
+
+    /// A loose frame of the kind that is wanted, if there is one beyond the reserve.
+    #[inline(always)]
+    fn take_at_hand(&self, want_zero: bool) -> Option<Run> {
+        let block = self.loose[usize::from(want_zero)].load(Relaxed).checked_sub(1)?;
+        if self.free.load(Relaxed) <= self.reserve.load(Relaxed) {
+            return None;
+        }
+        add_to(&self.free, -1);
+        Some(self.take_loose(self.first_block + block, want_zero))
+    }
+
+    /// As [`alloc_locked`](Self::alloc_locked), when nothing is at hand.
+    #[inline(never)]
+    fn alloc_from_lists(&self, order: Order, want_zero: bool, must: bool) -> Option<Run> {
         let floor = if must { 0 } else { self.reserve.load(Relaxed) };
         let needed = order.pages() + floor;
         if self.free.load(Relaxed) < needed {
@@ -554,7 +577,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// Word 0 of the slot of a frame marked before.
-    #[inline]
+    #[inline(always)]
     pub(super) fn marked(&self, pfn: Pfn) -> &AtomicU64 {
         &self.slot_head(pfn)[0]
     }
@@ -834,7 +857,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// The loose frame that came last to `block`, which has some known to be zero, or others.
-    #[inline]
+    #[inline(always)]
     fn take_loose(&self, block: u64, zero: bool) -> Run {
         let directory_word = self.directory_word(block);
         let word = directory_word.load(Relaxed);

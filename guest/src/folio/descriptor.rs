@@ -139,7 +139,7 @@ impl<'a> Folio<'a> {
     }
 
     /// Writes a fresh descriptor: no references, no counts.
-    #[inline]
+    #[inline(always)]
     pub(super) fn init(&self, flags: FolioFlags, mapping: Mapping) {
         let (object, index) = (u64::from(mapping.object), mapping.index);
         match self.record {
@@ -172,7 +172,7 @@ impl<'a> Folio<'a> {
     }
 
     /// The descriptor words of a slot or a record that is about to describe the run at `head`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn undescribed(record: Option<Record>, head: Pfn, order: Order, words: &'a [AtomicU64]) -> Self {
         Self { head, order, words, record }
     }

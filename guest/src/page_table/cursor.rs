@@ -466,8 +466,11 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Whether all of `range` [is absent](Self::is_absent).
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn are_absent(&self, range: Range<usize>) -> bool {
+        if range.len() == 1 {
+            return self.is_absent(range.start);
+        }
         are_absent(&self.entries[range])
     }
 
@@ -535,7 +538,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Writes `n` leaves of consecutive memory from `i` on over absent entries. Not-present entries are never
     /// cached, so nothing needs a flush (SDM vol. 3, 4.10.2.3).
-    #[inline]
+    #[inline(always)]
     pub fn install(&self, i: usize, n: usize, leaf: Leaf) {
         debug_assert!(self.are_absent(i..i + n), "an entry in the way");
         if n == 1 {

@@ -10,14 +10,13 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::rights::stack_grows;
 use super::vma::{Vma, VmaFlags};
-use super::{LargeFolios, Manager, Removed, Space, SpaceId};
+use super::{Change, LargeFolios, Manager, Removed, Space, SpaceId};
 use crate::addr::{Gva, Level, Order, Pfn};
 use crate::folio::{Folio, FolioFlags, Mapping};
 use crate::format::{Attrs, Entry, Leaf, LongMode};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, OpenError, Part, Place, Tables, are_absent};
-use crate::sync::tally::{Call, counting};
 use crate::sync::{lock_word, read_lock, write_lock};
 
 /// What the tenant tried.
@@ -199,8 +198,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn fault_anon(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
         let mut orders = self.orders_for(vma);
+        if orders == 1 {
+            return self.map_order(space, vma, page, place, (family, Order::BASE));
+        }
         let order = self.take_order(vma, page, place, &mut orders);
-        match self.map_order(space, vma, page, place, (family, order)) {
+        match self.map_larger(space, vma, page, place, (family, order)) {
             // No frames or no representation for so large a folio, or no room for so many leaves: a smaller one may do.
             Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {
                 self.fault_anon_smaller(space, vma, page, place, (family, orders))
@@ -223,7 +225,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut orders = orders;
         loop {
             let order = self.take_order(vma, page, place, &mut orders);
-            match self.map_order(space, vma, page, place, (family, order)) {
+            match self.map_larger(space, vma, page, place, (family, order)) {
                 Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {}
                 result => return result,
             }
@@ -250,8 +252,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
     }
 
+    /// As [`map_order`](Self::map_order), apart: where the order is known to be 0, and there is no record, all of it is half as long.
+    #[inline(never)]
+    fn map_larger(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        page: u64,
+        place: Place,
+        (family, order): (u32, Order),
+    ) -> Result<Attempt, FaultError> {
+        match order {
+            Order::BASE => self.map_order(space, vma, page, place, (family, Order::BASE)),
+            order => self.map_order(space, vma, page, place, (family, order)),
+        }
+    }
+
     /// Maps a new folio of `order` around `page`, of the anonymous object `family`.
-    #[inline]
+    #[inline(always)]
     fn map_order(
         &self,
         space: &Space<'_>,
@@ -300,7 +318,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Maps all of a folio that nobody knows yet at page `first`, or frees it. `place` is where the walk to a page of it ended.
-    #[inline]
+    #[inline(always)]
     fn map_new(
         &self,
         space: &Space<'_>,
@@ -312,41 +330,51 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> Result<Attempt, FaultError> {
         let leaves = (folio.pages() >> level.page_shift()) as usize;
         folio.init_refs(leaves as u32);
-        let undo = |result| {
+        let result = self.install_new(space, vma, folio, (first, leaves), level, place);
+        if !matches!(result, Ok(Done(_))) {
             self.put(folio, leaves as u32);
-            result
-        };
+        }
+        result
+    }
+
+    /// As [`map_new`](Self::map_new), by `leaves` leaves for which there are references; nothing has changed where it is not done.
+    #[inline(always)]
+    fn install_new(
+        &self,
+        space: &Space<'_>,
+        vma: Vma<'_>,
+        folio: Folio<'_>,
+        (first, leaves): (u64, usize),
+        level: Level,
+        place: Place,
+    ) -> Result<Attempt, FaultError> {
         if leaves as u64 > self.ref_limit.load(Relaxed) {
-            return undo(Err(FaultError::Refused(Refused::Overflow)));
+            return Err(FaultError::Refused(Refused::Overflow));
         }
         let mut cursor = space.table().cursor(self, first, first + folio.pages());
         // A table stays while the space is held.
         let part = match cursor.open_from(place, level) {
             Ok(part) => part,
-            Err(OpenError::OutOfFrames) => return undo(Err(FaultError::OutOfFrames)),
-            Err(OpenError::InTheWay) => return undo(Ok(Again)),
+            Err(OpenError::OutOfFrames) => return Err(FaultError::OutOfFrames),
+            Err(OpenError::InTheWay) => return Ok(Again),
         };
         let i = part.index(first);
         if !part.is_fresh() && !part.are_absent(i..i + leaves) {
-            return undo(Ok(Again));
+            return Ok(Again);
         }
         let batch = batch(vma, &part, 0, folio.pages());
         // All of the folio, which nobody has mapped yet: nothing stands beside it.
-        match self.count(folio, &batch, Neighbours::default()) {
-            Ok(()) => {
-                let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
-                part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
-                space.rss().fetch_add(folio.pages(), Relaxed);
-                Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
-            }
-            Err(refused) => undo(Err(FaultError::Refused(refused))),
-        }
+        self.count(folio, &batch, Neighbours::default()).map_err(FaultError::Refused)?;
+        let attrs = vma.attrs().or(Attrs::EXCLUSIVE).or(Attrs::DIRTY);
+        part.install(i, leaves, Leaf { pfn: folio.head(), attrs });
+        space.rss().fetch_add(folio.pages(), Relaxed);
+        Ok(Done(Fault { kind: FaultKind::FirstTouch, order: folio.order(), pages: folio.pages() }))
     }
 
     /// Tells the counts of leaves that are about to appear.
     #[inline(always)]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        let delta = counting(Call::Add, || self.tell(folio, *batch, beside, A::add))?;
+        let delta = self.tell(Change::Add, folio, batch, beside)?;
         self.statistics.adds.fetch_add(1, Relaxed);
         self.note(folio, delta);
         Ok(())

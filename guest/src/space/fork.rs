@@ -2,13 +2,12 @@
 
 use super::fault::batch;
 use super::vma::{Tracking, Vma};
-use super::{Manager, MapError, Removed, Space, SpaceId};
+use super::{Change, Manager, MapError, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::Attrs;
 use crate::mapcount::{Accounting, Batch, Delta, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Run};
-use crate::sync::tally::{Call, counting};
 use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -133,7 +132,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     let pages = (run.leaves as u64) << part.level().page_shift();
                     let batch = Batch { first: first as u32, pages: pages as u32, ..batch };
                     let beside = self.beside(&child, copy, folio, i..i + run.leaves);
-                    self.duplicate(folio, batch, beside, copied).map_err(MapError::Refused)?;
+                    let counted = if folio.is_small() {
+                        self.duplicate(folio, &batch, beside, copied)
+                    } else {
+                        self.duplicate_large(folio, &batch, beside, copied)
+                    };
+                    counted.map_err(MapError::Refused)?;
                 }
                 part.copy_to(i, run, &child, lost);
                 i += run.leaves;
@@ -147,12 +151,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     fn duplicate(
         &self,
         folio: Folio<'_>,
-        batch: Batch,
+        batch: &Batch,
         beside: Neighbours,
         copied: &mut Copied,
     ) -> Result<(), Refused> {
         self.take(folio, batch.leaves())?;
-        let delta = match counting(Call::Dup, || self.tell(folio, batch, beside, A::dup)) {
+        let delta = match self.tell(Change::Dup, folio, batch, beside) {
             Ok(delta) => delta,
             Err(refused) => {
                 self.put(folio, batch.leaves());
@@ -166,5 +170,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copied.batches += 1;
         copied.pages += u64::from(batch.pages);
         Ok(())
+    }
+
+    /// As [`duplicate`](Self::duplicate), apart: where a folio is known to be a page, that is a few instructions.
+    #[inline(never)]
+    fn duplicate_large(
+        &self,
+        folio: Folio<'_>,
+        batch: &Batch,
+        beside: Neighbours,
+        copied: &mut Copied,
+    ) -> Result<(), Refused> {
+        self.duplicate(folio, batch, beside, copied)
     }
 }

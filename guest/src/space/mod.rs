@@ -224,6 +224,33 @@ pub(crate) struct Removed<'a> {
     pub(crate) dirty: bool,
 }
 
+/// What becomes of leaves that a scheme is told of.
+#[derive(Clone, Copy)]
+enum Change {
+    /// They are about to appear.
+    Add,
+    /// They are about to be duplicated by fork.
+    Dup,
+    /// They are gone, and flushed.
+    Sub,
+}
+
+impl Change {
+    #[inline(always)]
+    fn tell<M: Memory, A: Accounting>(
+        self,
+        target: &Target<'_, M>,
+        batch: &Batch,
+        beside: Neighbours,
+    ) -> Result<Delta, Refused> {
+        match self {
+            Self::Add => counting(Call::Add, || A::add(target, batch, beside)),
+            Self::Dup => counting(Call::Dup, || A::dup(target, batch, beside)),
+            Self::Sub => Ok(counting(Call::Sub, || A::sub(target, batch, beside))),
+        }
+    }
+}
+
 type Table = PageTable<LongMode>;
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
@@ -424,32 +451,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
     }
 
-    /// Tells the scheme by `tell` of leaves of a folio. One of order 0 has no more than its count: only for a larger one is put together, apart, what the scheme
-    /// sees of it.
+    /// Tells the scheme of leaves of a folio; never refused when leaves go. Of one of order 0 it sees no more than the count: whoever knows that a folio is
+    /// one has a few instructions here.
     #[inline(always)]
-    fn tell<'a, R>(
-        &'a self,
-        folio: Folio<'a>,
-        batch: Batch,
-        beside: Neighbours,
-        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
-    ) -> R {
+    fn tell(&self, change: Change, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        let limit = self.limit.load(Relaxed);
         if folio.is_small() {
-            tell(&Target::small(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
+            change.tell::<M, A>(&Target::small(&self.frames, folio, limit), batch, beside)
         } else {
-            self.tell_large(folio, batch, beside, tell)
+            change.tell::<M, A>(&Target::large(&self.frames, folio, limit), batch, beside)
         }
-    }
-
-    #[inline(never)]
-    fn tell_large<'a, R>(
-        &'a self,
-        folio: Folio<'a>,
-        batch: Batch,
-        beside: Neighbours,
-        tell: impl Fn(&Target<'a, M>, &Batch, Neighbours) -> R,
-    ) -> R {
-        tell(&Target::large(&self.frames, folio, self.limit.load(Relaxed)), &batch, beside)
     }
 
     /// A folio of `order` without references; its contents are zero if `clear`.
@@ -487,6 +498,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Takes the references of leaves that are about to appear. The look and the taking are two steps, so that CPUs at once may pass the limit by a batch each: the
     /// distance to the width of the count is for that.
+    #[inline(always)]
     fn take(&self, folio: Folio<'_>, refs: u32) -> Result<(), Refused> {
         if folio.refs() + u64::from(refs) > self.ref_limit.load(Relaxed) {
             return Err(Refused::Overflow);
@@ -623,6 +635,30 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
     }
 
+    /// Subtracts leaves that are gone and flushed, and drops their references: what the counts say, and whether these were the last. The folio is on no queue then.
+    #[inline(always)]
+    fn subtract(&self, removed: &Removed<'_>) -> (Delta, bool) {
+        let folio = removed.folio;
+        if removed.dirty && !folio.is_anon() {
+            folio.set_flags(FolioFlags::DIRTY);
+        }
+        let delta = self.tell(Change::Sub, folio, &removed.batch, removed.beside).unwrap_or_default();
+        if delta.maybe_partial {
+            self.defer(folio);
+        }
+        let was_last = folio.put(removed.batch.leaves());
+        // One page is never partly mapped.
+        if was_last && !folio.is_small() {
+            self.unqueue(folio);
+        }
+        (delta, was_last)
+    }
+
+    #[inline(never)]
+    fn subtract_large(&self, removed: &Removed<'_>) -> (Delta, bool) {
+        self.subtract(removed)
+    }
+
     /// Subtracts leaves that are gone and flushed, and drops their references: as many as travel in one token at most. Folios that nobody has any more are
     /// freed, all under one lock.
     fn release(&self, removed: &[Removed<'_>]) {
@@ -630,21 +666,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // Bit n for the nth.
         let mut gone = 0_u64;
         for (nth, removed) in removed.iter().enumerate() {
-            let folio = removed.folio;
-            let is_anon = folio.is_anon();
-            if removed.dirty && !is_anon {
-                folio.set_flags(FolioFlags::DIRTY);
-            }
-            let delta = counting(Call::Sub, || self.tell(folio, removed.batch, removed.beside, A::sub));
-            if delta.maybe_partial {
-                self.defer(folio);
-            }
-            let sum = if is_anon { &mut anon } else { &mut file };
+            let is_small = removed.folio.is_small();
+            // By the same function, once where it is known what the folio is.
+            let (delta, was_last) = if is_small { self.subtract(removed) } else { self.subtract_large(removed) };
+            let sum = if removed.folio.is_anon() { &mut anon } else { &mut file };
             (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
-            if folio.put(removed.batch.leaves()) {
-                self.unqueue(folio);
-                gone |= 1 << nth;
-            }
+            gone |= u64::from(was_last) << nth;
         }
         if gone != 0 {
             let folios = core::iter::from_fn(|| {
