@@ -503,15 +503,18 @@ impl<M: Memory> Frames<M> {
         self.alloc_from_lists(order, want_zero, must)
     }
 
-    /// A loose frame of the kind that is wanted, if there is one beyond the reserve.
+    /// A loose frame of the kind that is wanted, if there is one beyond the reserve; where contents do not matter one known to be zero, if there is no other.
     #[inline(always)]
     fn take_at_hand(&self, want_zero: bool) -> Option<Run> {
-        let block = self.loose[usize::from(want_zero)].load(Relaxed).checked_sub(1)?;
+        let loose = |zero: bool| self.loose[usize::from(zero)].load(Relaxed).checked_sub(1);
+        let has_other = || self.lowest_list(0..MAX_SMALL + 1, false).is_some();
+        let zero = want_zero || loose(false).is_none() && !has_other();
+        let block = loose(zero)?;
         if self.free.load(Relaxed) <= self.reserve.load(Relaxed) {
             return None;
         }
         add_to(&self.free, -1);
-        Some(self.take_loose(self.first_block + block, want_zero))
+        Some(self.take_loose(self.first_block + block, zero))
     }
 
     /// As [`alloc_locked`](Self::alloc_locked), when nothing is at hand.

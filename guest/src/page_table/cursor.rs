@@ -345,6 +345,33 @@ fn run_by<F: Format>(words: &[AtomicU64], step: u64, ignore: Attrs) -> Run {
     Run { leaves: n, alike: (first & settled == settled && union == 0).then_some(first) }
 }
 
+#[inline(always)]
+fn change_one<F: Format>(word: &AtomicU64, changed: impl Fn(u64) -> u64) {
+    let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+    let raw = word.load(Relaxed);
+    if raw & settled == settled {
+        word.store(changed(raw), Relaxed);
+    } else {
+        // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
+        let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(changed(raw)));
+    }
+}
+
+#[inline(never)]
+fn change_each<F: Format>(words: &[AtomicU64], changed: impl Fn(u64) -> u64) {
+    let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
+    let (chunks, rest) = words.as_chunks::<CHUNK>();
+    for chunk in chunks {
+        let raws = chunk.each_ref().map(|word| word.load(Relaxed));
+        if raws.into_iter().fold(settled, |all, raw| all & raw) == settled {
+            chunk.iter().zip(raws).for_each(|(word, raw)| word.store(changed(raw), Relaxed));
+        } else {
+            chunk.iter().for_each(|word| change_one::<F>(word, &changed));
+        }
+    }
+    rest.iter().for_each(|word| change_one::<F>(word, &changed));
+}
+
 /// Leaves of consecutive memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -656,6 +683,19 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         }
     }
 
+    /// Puts `leaf` in place of the frozen one at `i`; the attributes of that.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[inline]
+    pub fn replace_frozen(&self, i: usize, leaf: Leaf) -> Attrs {
+        let word = &self.entries[i];
+        // Plain, as in `thaw`.
+        let raw = F::thaw(word.load(Relaxed)).expect("a frozen leaf");
+        word.store(F::leaf(leaf, self.level), Release);
+        held::<F>(raw, self.level).map_or(Attrs::NONE, |old| old.attrs)
+    }
+
     /// Puts consecutive memory from `pfn` on in place of what the `n` frozen leaves from `i` on map, and thaws them: their attributes stay.
     ///
     /// # Panics
@@ -672,30 +712,12 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
 
     /// Takes `remove` away from `n` leaves from `i` on and gives them `add`. Settled entries by a load and a store, others by a
     /// compare-exchange, so that a bit the MMU sets meanwhile stays.
+    #[inline]
     pub fn change(&self, i: usize, n: usize, remove: Attrs, add: Attrs) {
-        let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let clear = F::set_bits(remove) | F::clear_bits(add);
         let set = F::set_bits(add) | F::clear_bits(remove);
         let changed = |raw: u64| F::settle(raw & !clear | set);
-        let one = |word: &AtomicU64| {
-            let raw = word.load(Relaxed);
-            if raw & settled == settled {
-                word.store(changed(raw), Relaxed);
-            } else {
-                // Cannot fail for ever: the MMU only sets bits, and we hold the lock against everybody else.
-                let _ = word.fetch_update(AcqRel, Relaxed, |raw| Some(changed(raw)));
-            }
-        };
-        let (chunks, rest) = self.entries[i..i + n].as_chunks::<CHUNK>();
-        for chunk in chunks {
-            let raws = chunk.each_ref().map(|word| word.load(Relaxed));
-            if raws.into_iter().fold(settled, |all, raw| all & raw) == settled {
-                chunk.iter().zip(raws).for_each(|(word, raw)| word.store(changed(raw), Relaxed));
-            } else {
-                chunk.iter().for_each(one);
-            }
-        }
-        rest.iter().for_each(one);
+        if n == 1 { change_one::<F>(&self.entries[i], changed) } else { change_each::<F>(&self.entries[i..i + n], changed) }
     }
 
     /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away

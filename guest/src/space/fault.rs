@@ -541,23 +541,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             part.change(i, 1, Attrs::NONE, writable);
             return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages: entry_pages }));
         }
-        if folio.is_anon() {
-            if leaf.attrs.has(Attrs::EXCLUSIVE) {
-                // Protected by mprotect, not by sharing: this page, and those like it around it in the folio.
-                let run = self.run_around(vma, &part, folio, i);
-                part.change(run.start, run.len(), Attrs::NONE, writable);
-                let pages = run.len() as u64 * entry_pages;
-                return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
-            }
-            self.relearn(vma, folio);
-            let reusable = A::may_reuse(&self.counts(folio), vma.space().0, folio.refs()).value().unwrap_or(false);
-            if reusable {
-                // Every leaf is ours, so every one may be written from now on: those of this table at once.
-                let run = self.run_around(vma, &part, folio, i);
-                part.change(run.start, run.len(), Attrs::NONE, writable.or(Attrs::EXCLUSIVE));
-                let pages = run.len() as u64 * entry_pages;
-                return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
-            }
+        // Protected by mprotect and not by sharing, or shared no more: then every leaf is ours, and those like this one around it in the folio go with it.
+        if folio.is_anon() && (leaf.attrs.has(Attrs::EXCLUSIVE) || self.may_reuse(vma, folio)) {
+            let run = self.run_around(vma, &part, folio, i);
+            part.change(run.start, run.len(), Attrs::NONE, writable.or(Attrs::EXCLUSIVE));
+            let pages = run.len() as u64 * entry_pages;
+            return Ok(Done(Fault { kind: FaultKind::Reuse, order: folio.order(), pages }));
         }
         if part.level() > Level::ONE {
             // One page is copied, not 512: split, and look again.
@@ -568,6 +557,22 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let result = self.copy_to_new(space, vma, page, leaf.pfn, (Some(folio), Some(leaf)), place);
         self.put(folio, 1);
         result
+    }
+
+    /// Whether nobody but the owner of `vma` has any of `folio`, as far as the scheme knows.
+    #[inline(always)]
+    fn may_reuse(&self, vma: Vma<'_>, folio: Folio<'_>) -> bool {
+        if folio.is_small() {
+            A::may_reuse(&self.counts(folio), vma.space().0, folio.refs()).value().unwrap_or(false)
+        } else {
+            self.may_reuse_large(vma, folio)
+        }
+    }
+
+    #[inline(never)]
+    fn may_reuse_large(&self, vma: Vma<'_>, folio: Folio<'_>) -> bool {
+        self.relearn(vma, folio);
+        A::may_reuse(&self.counts(folio), vma.space().0, folio.refs()).value().unwrap_or(false)
     }
 
     /// Splits the leaf at `i` of `part`.
@@ -587,6 +592,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// The entries around `i` that map `folio` in order with the same rights, within the vma.
+    #[inline(always)]
     pub(crate) fn run_around(
         &self,
         vma: Vma<'_>,
@@ -594,9 +600,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         i: usize,
     ) -> Range<usize> {
-        if folio.order() == Order::BASE {
-            return i..i + 1;
-        }
+        if folio.is_small() { i..i + 1 } else { self.run_around_large(vma, part, folio, i) }
+    }
+
+    #[inline(never)]
+    fn run_around_large(
+        &self,
+        vma: Vma<'_>,
+        part: &Part<'_, LongMode, Self>,
+        folio: Folio<'_>,
+        i: usize,
+    ) -> Range<usize> {
         let window = vma.window(folio, part.span());
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
@@ -658,24 +672,20 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if let Some(old) = present {
             // Freeze, flush, replace: no CPU may read the old page after another has stored to the new one. The table is not locked over the flush:
             // a fault that meets the frozen leaf comes again, and whoever could clear it needs the space exclusively.
-            let mut flush = Flush::new();
             part.freeze(i, 1);
-            flush.add_pages(page, 1);
             let table = part.table();
             drop(part);
-            self.finish(space, &mut flush);
+            self.flush_page(space, page);
             // The table stays with the space lock.
             let place = Place { page, table, level: Level::ONE };
             let part = space.table().cursor(self, page, page + 1).open_at(place);
-            debug_assert!(part.is_frozen(i), "somebody replaced a frozen leaf");
-            let attrs = part.clear(i, 1);
+            let attrs = part.replace_frozen(i, leaf);
             if let Some(folio) = source {
                 let first = (old.pfn.raw() - folio.head().raw()) as u32;
-                let batch = Batch { first, ..batch(vma, &part, 0, 1) };
+                let batch = Batch { first, ..new_batch };
                 let beside = self.beside(&part, vma, folio, i..i + 1);
                 self.release(&[Removed { folio, batch, beside, dirty: attrs.has(Attrs::DIRTY) }]);
             }
-            part.install(i, 1, leaf);
         } else {
             part.install(i, 1, leaf);
         }

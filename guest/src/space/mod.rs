@@ -49,7 +49,7 @@ use crate::format::LongMode;
 use crate::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
 };
-use crate::memory::{Memory, Tlb};
+use crate::memory::{FlushScope, Memory, Tlb};
 use crate::page_table::{FLUSH_CAPACITY, Flush, PageTable, Part, Tables};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{AtomicU64, ReadGuard, WordGuard, lock_word, read_lock};
@@ -633,6 +633,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.invalidate(space.vms(), flush.pages());
         }
         flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
+    }
+
+    /// Flushes the translation of one page that leads to nothing that must outlive it.
+    #[inline]
+    fn flush_page(&self, space: &Space<'_>, page: u64) {
+        if space.vms().load(Relaxed) != 0 {
+            self.invalidate(space.vms(), page..page + 1);
+        }
+        self.memory().flush(space.table().root(), FlushScope::Pages { first: page, pages: 1 });
     }
 
     /// Subtracts leaves that are gone and flushed, and drops their references: what the counts say, and whether these were the last. The folio is on no queue then.
