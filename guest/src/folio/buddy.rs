@@ -454,7 +454,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// Notes that the allocated run at `pfn` is the folio described by `record`. The caller has the [lock](Self::lock).
-    pub(super) fn enter_large(&self, pfn: Pfn, order: Order, record: Record) {
+    fn enter_large(&self, pfn: Pfn, order: Order, record: Record) {
         if order >= Order::HUGE {
             let word = block::KIND.bits(block::FOLIO) | block::RECORD.bits(u64::from(record.raw()));
             for i in 0..order.pages() / BLOCK {
@@ -515,6 +515,22 @@ impl<M: Memory> Frames<M> {
         }
         add_to(&self.free, -1);
         Some(self.take_loose(self.first_block + block, zero))
+    }
+
+    /// A run of `order`, which is 1 or above, for the folio of `record`. The caller has the [lock](Self::lock).
+    #[inline(always)]
+    pub(super) fn alloc_large(&self, order: Order, want_zero: bool, record: Record) -> Option<Run> {
+        let is_of_units = (self.min_unit..=MAX_SMALL).contains(&order.get());
+        if is_of_units && self.free.load(Relaxed) >= order.pages() + self.reserve.load(Relaxed) {
+            let class = Class::of(order.get());
+            if let Some(run) = self.take_units_for(class, order.get(), want_zero, record.raw()) {
+                add_to(&self.free, -(order.pages() as i64));
+                return Some(run);
+            }
+        }
+        let run = self.alloc_from_lists(order, want_zero, false)?;
+        self.enter_large(run.pfn, order, record);
+        Some(run)
     }
 
     /// As [`alloc_locked`](Self::alloc_locked), when nothing is at hand.

@@ -169,7 +169,7 @@ impl Table<'_> {
     }
 
     /// Enters `record` for 2^n units from `first` on; 0 for no folio.
-    #[inline]
+    #[inline(always)]
     fn fill(self, first: u32, n: u8, record: u32) {
         let at = RECORDS + first as usize / 2;
         let both = u64::from(record) << 32 | u64::from(record);
@@ -240,34 +240,40 @@ impl<M: Memory> Frames<M> {
     }
 
     /// A run out of blocks of `class`, known to be zero or not as it is wanted if there is such.
-    #[inline]
     pub(super) fn take_units(&self, class: Class, order: u8, want_zero: bool) -> Option<Run> {
+        [want_zero, !want_zero].into_iter().find_map(|zero| self.take_units_for(class, order, zero, 0))
+    }
+
+    /// A run out of blocks of `class`, known to be zero or not as `zero` says, for the folio of `record`; 0 for none.
+    #[inline(always)]
+    pub(super) fn take_units_for(&self, class: Class, order: u8, zero: bool, record: u32) -> Option<Run> {
         let coarse = self.coarse(class);
-        for zero in [want_zero, !want_zero] {
-            loop {
-                let filled = coarse.filled[usize::from(zero)].load(Relaxed) >> order;
-                if filled == 0 {
-                    break;
-                }
-                let list = usize::from(order) + filled.trailing_zeros() as usize;
-                let table = self.nth_table(coarse.heads[usize::from(zero)][list].load(Relaxed) - 1);
-                let n = order - class.unit();
-                let starts = runs(table.free(zero), n);
-                if starts == 0 {
-                    self.relist(table, zero);
-                    continue;
-                }
-                let first = starts.trailing_zeros();
-                let free = table.words[FREE].load(Relaxed);
-                if free == class.all() {
-                    // The spare block, or a fresh one: it is in use from now on.
-                    coarse.has_spare.store(false, Relaxed);
-                }
-                table.words[FREE].store(free & !run_of(first, n), Relaxed);
-                return Some(Run { pfn: table.first_of(first), zeroed: zero });
+        let (filled, heads) = (&coarse.filled[usize::from(zero)], &coarse.heads[usize::from(zero)]);
+        let n = order - class.unit();
+        loop {
+            let lists = filled.load(Relaxed) >> order;
+            if lists == 0 {
+                return None;
             }
+            let list = usize::from(order) + lists.trailing_zeros() as usize;
+            let table = self.nth_table(heads[list].load(Relaxed) - 1);
+            let starts = runs(table.free(zero), n);
+            if starts == 0 {
+                self.relist(table, zero);
+                continue;
+            }
+            let first = starts.trailing_zeros();
+            let free = table.words[FREE].load(Relaxed);
+            if free == class.all() {
+                // The spare block, or a fresh one: it is in use from now on.
+                coarse.has_spare.store(false, Relaxed);
+            }
+            table.words[FREE].store(free & !run_of(first, n), Relaxed);
+            if record != 0 {
+                table.fill(first, n, record);
+            }
+            return Some(Run { pfn: table.first_of(first), zeroed: zero });
         }
-        None
     }
 
     /// Gives a run back to its block, of which the directory says `word`. As buddies that are both free make one run, a run of both kinds is not known to be zero.

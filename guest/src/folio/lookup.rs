@@ -30,16 +30,16 @@ impl<M: Memory> Frames<M> {
     ) -> Option<(Folio<'_>, bool)> {
         let (Run { pfn, zeroed }, record) = {
             let _guard = self.lock();
-            let run = self.alloc_locked(order, want_zero, false)?;
-            let mut record = None;
-            if order > Order::BASE {
-                record = records.alloc_locked(self, false);
-                let Some(record) = record else {
-                    self.free_locked(run.pfn, order, run.zeroed);
+            let (run, record) = if order == Order::BASE {
+                (self.alloc_locked(order, want_zero, false)?, None)
+            } else {
+                let record = records.alloc_locked(self, false)?;
+                let Some(run) = self.alloc_large(order, want_zero, record) else {
+                    records.free_locked(self, record);
                     return None;
                 };
-                self.enter_large(run.pfn, order, record);
-            }
+                (run, Some(record))
+            };
             served(&run);
             (run, record)
         };

@@ -297,17 +297,22 @@ fn fill<F: Format>(words: &[AtomicU64], first: u64, level: Level) {
 
 #[inline(always)]
 fn fill_by(words: &[AtomicU64], first: u64, step: u64) {
-    let mut raw = first;
-    let mut put = |words: &[AtomicU64]| {
+    let put = |words: &[AtomicU64], raw: u64| {
         for (k, word) in words.iter().enumerate() {
             // Release: the memory's contents and counts are there before a walk can reach it.
             word.store(raw.wrapping_add(step * k as u64), Release);
         }
-        raw = raw.wrapping_add(step * CHUNK as u64);
     };
     let (chunks, rest) = words.as_chunks::<CHUNK>();
-    chunks.iter().for_each(|chunk| put(chunk));
-    put(rest);
+    let mut raw = first;
+    for chunk in chunks {
+        put(chunk, raw);
+        raw = raw.wrapping_add(step * CHUNK as u64);
+    }
+    for word in rest {
+        put(core::slice::from_ref(word), raw);
+        raw = raw.wrapping_add(step);
+    }
 }
 
 /// The leaves at the start of `words`, one at least, that map consecutive memory and differ at most in `ignore`.

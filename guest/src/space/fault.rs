@@ -233,7 +233,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Takes the largest order out of `orders` whose folio at `page` fits the vma and one table, where nothing is yet; order 0, which is the last, whether it does or not.
-    #[inline]
+    #[inline(always)]
     fn take_order(&self, vma: Vma<'_>, page: u64, place: Place, orders: &mut u32) -> Order {
         loop {
             // Order 0 is always in the mask, and nothing is wrong with it but memory.
