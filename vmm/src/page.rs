@@ -9,7 +9,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2em a
 h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.2em;margin:2em 0 .4em;border-bottom:1px solid #ccc}h3{font-size:1em;margin:1.2em 0 .2em}\
 p{margin:.4em 0;max-width:60em}p.note{color:#555;font-size:.9em}\
 table{border-collapse:collapse;margin:.6em 0;font-size:.9em;font-variant-numeric:tabular-nums}\
-th,td{padding:.25em .6em;text-align:right;border:1px solid #e4e4e4}th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child{text-align:left}\
+th,td{padding:.25em .5em;text-align:right;border:1px solid #e4e4e4}th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child{text-align:left}\
 td.walk{background:#eee;color:#777}td.ok{background:#e7f4ea}td.right{background:#f2f7e0}\
 svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}th,td{white-space:nowrap}code{font-size:.95em}";
 

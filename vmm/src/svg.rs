@@ -27,7 +27,7 @@ pub struct Bar {
     pub colour: &'static str,
 }
 
-const NAME: f64 = 140.0;
+const NAME: f64 = 165.0;
 const LABEL: f64 = 150.0;
 const ROW: f64 = 22.0;
 

@@ -722,7 +722,11 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         let clear = F::set_bits(remove) | F::clear_bits(add);
         let set = F::set_bits(add) | F::clear_bits(remove);
         let changed = |raw: u64| F::settle(raw & !clear | set);
-        if n == 1 { change_one::<F>(&self.entries[i], changed) } else { change_each::<F>(&self.entries[i..i + n], changed) }
+        if n == 1 {
+            change_one::<F>(&self.entries[i], changed)
+        } else {
+            change_each::<F>(&self.entries[i..i + n], changed)
+        }
     }
 
     /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away

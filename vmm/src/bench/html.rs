@@ -5,7 +5,7 @@ use std::fmt::Write;
 use quire::abi::bench::{Operation, Scope};
 
 use super::beside::{self, Beside};
-use super::rows::{Bench, NestedLayers, Row};
+use super::rows::{Bench, Ledger, NestedLayers, Row};
 use super::text::{HOW, LAYERS, NESTED_HOW, NESTED_LAYERS, per, shape_of, time, value};
 use crate::page::{self, row_of};
 use crate::svg::{Axis, Bar, COLOURS, Curve, Stack, bars, curves, escape, stacks};
@@ -263,7 +263,7 @@ fn nested(html: &mut String, bench: &Bench) {
         let mut cells = vec![shape(layers), layers.scheme.to_owned(), time(layers.total)];
         cells.extend(NESTED_LAYERS.iter().map(|(_, of)| time(of(layers))));
         cells.push(time(layers.accounting));
-        cells.extend([layers.part_of_fault, layers.part_of_levels].map(|part| format!("{:.3}&nbsp;%", 100.0 * part)));
+        cells.extend([layers.part_of_fault, layers.part_of_levels].map(|part| format!("{:.2}\u{a0}%", 100.0 * part)));
         row_of(html, "td", &cells);
     }
     let _ = write!(html, "</table><p class=\"note\">{NESTED_HOW}.</p>");
@@ -271,17 +271,30 @@ fn nested(html: &mut String, bench: &Bench) {
         return;
     }
     *html += "<h3>What counting costs: <code>total</code> to <code>none</code></h3><table>";
-    row_of(html, "th", &["what", "order", "ratio", "quartiles of turns"].map(str::to_owned));
+    let shape = |row: &Ledger| shape_of(row.leaf, row.order);
+    let (mut whats, mut shapes) = (Vec::new(), Vec::new());
     for row in &bench.ledger {
-        let [low, high] = row.quartiles;
-        let shape = shape_of(row.leaf, row.order);
-        row_of(
-            html,
-            "td",
-            &[row.what.to_owned(), shape, format!("{:.3}", row.to_none), format!("{low:.3} to {high:.3}")],
-        );
+        if !whats.contains(&row.what) {
+            whats.push(row.what);
+        }
+        if !shapes.contains(&shape(row)) {
+            shapes.push(shape(row));
+        }
     }
-    *html += "</table>";
+    let mut heads = vec!["what".to_owned()];
+    heads.extend(shapes.iter().map(|shape| format!("order {shape}")));
+    row_of(html, "th", &heads);
+    for what in whats {
+        let mut cells = vec![what.to_owned()];
+        cells.extend(shapes.iter().map(|of| {
+            let row = bench.ledger.iter().find(|row| row.what == what && shape(row) == *of);
+            row.map_or_else(String::new, |Ledger { to_none, quartiles: [low, high], .. }| {
+                format!("{to_none:.3} ({low:.2} to {high:.2})")
+            })
+        }));
+        row_of(html, "td", &cells);
+    }
+    *html += "</table><p class=\"note\">In brackets: the quartiles of the turns.</p>";
 }
 
 /// The label of an axis of some unit.
@@ -300,7 +313,7 @@ fn schemes(html: &mut String, bench: &Bench) {
     if names.len() < 2 {
         return;
     }
-    *html += "<h2>Scheme against scheme</h2><p>In floors of the same run, so that what drifts on the host is out; the line is the floor.</p>";
+    let mut charts = String::new();
     for operation in Operation::EACH.into_iter().filter(|&operation| operation != Operation::Touch) {
         let rows: Vec<_> = bench.headlines(operation.name()).collect();
         for shape in ["0", "4", "9", "9 (2M leaf)"] {
@@ -314,12 +327,19 @@ fn schemes(html: &mut String, bench: &Bench) {
             };
             let chosen: Vec<_> = names.iter().zip(COLOURS.into_iter().cycle()).filter_map(bar).collect();
             if chosen.len() > 1 {
-                let _ = write!(html, "<h3>{}, order {shape}</h3>", operation.name());
-                *html += &bars(900.0, &chosen, Some(1.0));
+                let _ = write!(charts, "<h3>{}, order {shape}</h3>", operation.name());
+                charts += &bars(900.0, &chosen, Some(1.0));
             }
         }
     }
-    *html += "<p class=\"note\">Intervals: the least and the most of the turns.</p>";
+    if charts.is_empty() {
+        return;
+    }
+    let _ = write!(
+        html,
+        "<h2>Scheme against scheme</h2><p>In floors of the same run, so that what drifts on the host is out; the line is the floor.</p>{charts}\
+         <p class=\"note\">Intervals: the least and the most of the turns.</p>"
+    );
 }
 
 fn launch(html: &mut String, bench: &Bench) {
