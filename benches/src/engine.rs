@@ -1,5 +1,5 @@
-//! The library's page-table engine with nothing above it: no accounting, no references, no regions. What the crates in [`peers`](crate::peers) do, with a lock for each table
-//! and atomic entries.
+//! The library's page-table engine with nothing above it: no accounting, no references, no regions, no locks as nobody else has the tables. What the crates in
+//! [`peers`](crate::peers) do, with atomic entries.
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -9,25 +9,23 @@ use quire::addr::{ENTRIES, Level, Pfn};
 use quire::format::{Attrs, Leaf, LongMode};
 use quire::memory::Frame;
 use quire::page_table::{PageTable, Tables};
-use quire::sync::{WordGuard, lock_word};
 
 use crate::peers::Engine;
 use crate::work::Shape;
 
-/// Tables in one allocation, and a lock for each.
+/// Tables in one allocation.
 struct Pool {
     frames: Vec<Frame>,
-    locks: Vec<AtomicU64>,
     free: RefCell<Vec<Pfn>>,
 }
 
 impl Tables for Pool {
+    type Guard<'a> = ();
+
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.frames[table.raw() as usize].0
     }
-    fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.locks[table.raw() as usize])
-    }
+    fn lock(&self, _table: Pfn) {}
     fn alloc_table(&self) -> Option<Pfn> {
         self.free.borrow_mut().pop()
     }
@@ -52,7 +50,6 @@ impl Alone {
         let tables = 4 + (shape.leaves() as usize).div_ceil(ENTRIES);
         let pool = Pool {
             frames: (0..tables).map(|_| Frame([const { AtomicU64::new(0) }; ENTRIES])).collect(),
-            locks: (0..tables).map(|_| AtomicU64::new(0)).collect(),
             free: RefCell::new((1..tables as u64).map(Pfn::new).collect()),
         };
         Self { pool, table: PageTable::new(Pfn::new(0)), level: shape.leaf }
@@ -87,12 +84,8 @@ impl Engine for Alone {
         let pages = self.pages(at, count);
         let mut cursor = self.table.cursor(&self.pool, pages.start, pages.end);
         while let Some(part) = cursor.next() {
-            let mut range = part.range();
-            while !range.is_empty() {
-                let (n, attrs) = part.take_run(range.start, range.len());
-                assert!(attrs.has(Attrs::USER), "mapped");
-                range.start += n;
-            }
+            let range = part.range();
+            assert!(part.clear(range.start, range.len()).has(Attrs::USER), "mapped");
         }
     }
 

@@ -51,6 +51,8 @@ impl Heap {
 }
 
 impl Tables for Heap {
+    type Guard<'a> = WordGuard<'a>;
+
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory.frame(table).0
     }

@@ -794,6 +794,8 @@ struct Two {
 }
 
 impl Tables for Two {
+    type Guard<'a> = WordGuard<'a>;
+
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory.frame(table).0
     }

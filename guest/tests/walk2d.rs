@@ -11,7 +11,6 @@ use quire::model::EmulatedMemory;
 use quire::model::walk2d::{Layout, Stopped, Tree, Walked, walk};
 use quire::page_table::{Flush, PageTable, Tables};
 use quire::space::Access;
-use quire::sync::{WordGuard, lock_word};
 
 const GIB: u64 = 1 << 18;
 /// Pages of a guest's walk at most: five tables and the page.
@@ -23,14 +22,12 @@ const ADDRESS: u64 = 0x0066_5544_3322_1678;
 struct Frames {
     memory: EmulatedMemory,
     /// Enough that a table and the one linked into it have two.
-    locks: Vec<AtomicU64>,
     next: Cell<u64>,
 }
 
 impl Frames {
     fn new() -> Self {
-        let locks = (0..64).map(|_| AtomicU64::new(0)).collect();
-        Self { memory: EmulatedMemory::new((1 + PLACES) * GIB), locks, next: Cell::new(1) }
+        Self { memory: EmulatedMemory::new((1 + PLACES) * GIB), next: Cell::new(1) }
     }
     fn word(&self, address: u64) -> &AtomicU64 {
         &self.memory.frame(Pfn::from_address(address)).0[(address >> 3 & 511) as usize]
@@ -38,12 +35,12 @@ impl Frames {
 }
 
 impl Tables for Frames {
+    type Guard<'a> = ();
+
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory.frame(table).0
     }
-    fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.locks[table.raw() as usize % self.locks.len()])
-    }
+    fn lock(&self, _table: Pfn) {}
     fn alloc_table(&self) -> Option<Pfn> {
         Some(Pfn::new(self.next.replace(self.next.get() + 1)))
     }

@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use super::{Flush, Place, Tables};
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
-use crate::sync::{AtomicU64, WordGuard};
+use crate::sync::AtomicU64;
 
 /// Why no part could be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +186,7 @@ impl<'a, F: Format, T: Tables> Cursor<'a, F, T> {
 
     /// The entries of `table` from the current position on to the end of the range or of the table; the cursor moves behind them.
     #[inline(always)]
-    fn part_of(&mut self, table: Pfn, level: Level, guard: Option<WordGuard<'a>>) -> Part<'a, F, T> {
+    fn part_of(&mut self, table: Pfn, level: Level, guard: Option<T::Guard<'a>>) -> Part<'a, F, T> {
         let base = self.at & !(level.table_pages() - 1);
         let first = level.index(self.at);
         let end = self.end.min(base + level.table_pages());
@@ -393,7 +393,7 @@ impl Run {
 
 /// A stretch of entries of one table page, under the lock of that page. Indexes are those of the table, within
 /// [`Part::range`]. None of the entries is a table.
-pub struct Part<'a, F, T> {
+pub struct Part<'a, F, T: Tables> {
     tables: &'a T,
     table: Pfn,
     entries: &'a [AtomicU64; ENTRIES],
@@ -403,11 +403,11 @@ pub struct Part<'a, F, T> {
     straddles: bool,
     is_fresh: bool,
     /// `None` when another part of the same table, which its owner holds as long, has the lock.
-    _guard: Option<WordGuard<'a>>,
+    _guard: Option<T::Guard<'a>>,
     format: PhantomData<F>,
 }
 
-impl<F, T> fmt::Debug for Part<'_, F, T> {
+impl<F, T: Tables> fmt::Debug for Part<'_, F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Part({:?}, level {:?}, {:?})", self.table, self.level, self.range)
     }
@@ -732,7 +732,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
     /// Copies the leaves of `run`, which starts at `i`, to the same indexes of `to`, a part of another table at the same level, and takes `remove` away
     /// from both. Each entry is written at most once on either side.
     #[inline]
-    pub fn copy_to(&self, i: usize, run: Run, to: &Self, remove: Attrs) {
+    pub fn copy_to(&self, i: usize, run: Run, to: &Part<'_, F, T>, remove: Attrs) {
         let clear = F::set_bits(remove);
         let settled = F::set_bits(Attrs::ACCESSED_DIRTY);
         let one = |from: &AtomicU64, to: &AtomicU64| {

@@ -29,10 +29,14 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Entry, Format, Leaf};
-use crate::sync::{AtomicU64, WordGuard};
+use crate::sync::AtomicU64;
 
 /// Where table pages come from and how they are reached.
 pub trait Tables {
+    /// Holds a table while it is changed; `()` where whoever has the tables has them alone.
+    type Guard<'a>
+    where
+        Self: 'a;
     /// The entries of `table`.
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES];
     /// The same, to be looked at only.
@@ -41,7 +45,7 @@ pub trait Tables {
         self.entries(table)
     }
     /// Locks `table`: its entries change only under this lock, except for the bits that the MMU sets.
-    fn lock(&self, table: Pfn) -> WordGuard<'_>;
+    fn lock(&self, table: Pfn) -> Self::Guard<'_>;
     /// A table page with all entries absent, or `None` when there is no frame left.
     fn alloc_table(&self) -> Option<Pfn>;
     /// As [`alloc_table`](Self::alloc_table), for the split of a leaf, which may use frames kept in reserve: what is mapped can

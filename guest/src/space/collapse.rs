@@ -183,7 +183,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     /// Whether a folio with leaves in the table of `part` may have references that are not of leaves.
-    fn are_referenced(&self, vma: Vma<'_>, part: &Part<'_, LongMode, Self>) -> bool {
+    fn are_referenced<'a>(&'a self, vma: Vma<'_>, part: &Part<'a, LongMode, Self>) -> bool {
         let mut i = 0;
         while i < ENTRIES {
             if part.held(i).is_none() {

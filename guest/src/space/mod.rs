@@ -750,6 +750,11 @@ impl<'a> Space<'a> {
 }
 
 impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
+    type Guard<'a>
+        = WordGuard<'a>
+    where
+        Self: 'a;
+
     #[inline]
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.memory().frame(table).0

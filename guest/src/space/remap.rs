@@ -222,11 +222,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Tells schemes that look at tables of the move of the leaves at the start of `range` to index `j` of `to`; how many leaves. Others see nothing: neither folio,
     /// owner, leaves nor pages change.
-    fn move_counts(
-        &self,
+    fn move_counts<'a>(
+        &'a self,
         vma: Vma<'_>,
         target: Vma<'_>,
-        part: &Part<'_, LongMode, Self>,
+        part: &Part<'a, LongMode, Self>,
         to: &Part<'_, LongMode, Self>,
         range: Range<usize>,
         j: usize,

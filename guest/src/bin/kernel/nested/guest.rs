@@ -8,7 +8,6 @@ use quire::addr::{ENTRIES, Level, PAGE_SHIFT, Pfn};
 use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::memory::{FlushScope, Memory, Tlb};
 use quire::page_table::{Flush, PageTable, Tables};
-use quire::sync::{WordGuard, lock_word};
 
 use super::{Exit, Guests, RFLAGS, Registers};
 use crate::machine::Machine;
@@ -17,7 +16,6 @@ use crate::machine::Machine;
 pub const PAGES: u64 = 2048;
 /// Guest-physical pages for the guest's own tables; the root is the first.
 pub const OWN_TABLES: core::ops::Range<u64> = 2..64;
-const OWN_TABLES_COUNT: usize = (OWN_TABLES.end - OWN_TABLES.start) as usize;
 
 /// What a guest's memory allows unless somebody says otherwise. Accessed and dirty are the MMU's to set.
 pub const ALL: Attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::EXEC);
@@ -28,18 +26,19 @@ pub struct OwnTables<'a> {
     machine: &'a Machine,
     memory: Pfn,
     next: Cell<u64>,
-    /// One for each of [`OWN_TABLES`].
-    locks: [AtomicU64; OWN_TABLES_COUNT],
 }
 
 impl Tables for OwnTables<'_> {
+    type Guard<'g>
+        = ()
+    where
+        Self: 'g;
+
     fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
         &self.machine.frame(self.memory.add(table.raw())).0
     }
 
-    fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.locks[(table.raw() - OWN_TABLES.start) as usize])
-    }
+    fn lock(&self, _table: Pfn) {}
 
     fn alloc_table(&self) -> Option<Pfn> {
         let next = self.next.get();
@@ -98,12 +97,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
     pub fn new(machine: &'a Machine, tables: &'a T, memory: Pfn) -> Result<Self, &'static str> {
         const FULL: &str = "no frame for the guest's tables";
         let guests = machine.guests().ok_or("guests were not started")?;
-        let own = OwnTables {
-            machine,
-            memory,
-            next: Cell::new(OWN_TABLES.start),
-            locks: [const { AtomicU64::new(0) }; OWN_TABLES_COUNT],
-        };
+        let own = OwnTables { machine, memory, next: Cell::new(OWN_TABLES.start) };
         let own_root = PageTable::new(own.alloc_table().ok_or(FULL)?);
         let second = PageTable::new(tables.alloc_table().ok_or(FULL)?);
         let registers = Registers { rflags: RFLAGS, cr3: own_root.root().address(), ..Registers::default() };
