@@ -1,8 +1,8 @@
 //! Folios that grow: a descriptor has room for the leaves of processes, as most folios have no others. Before the first leaf of another class is counted the folio gets an
 //! *extension* for the counts of that class, which it keeps until it is freed.
 //!
-//! Its home, the word that says where it belongs, names the extension from then on, and what stood there stands in word 0 of the extension. That may name one more: the first
-//! made is the last in the chain, and the one that has the mapping. Nothing that is in use ever moves: an extension that can be found stays as it is, but for its counts.
+//! Its home, the word that says where it belongs, names the extension from then on, and what stood there stands in word 0 of the extension. That may name one more, which was
+//! made before: the first made has the mapping. Nothing that is in use ever moves: an extension that can be found stays as it is, but for its counts.
 //!
 //! | word of an extension | small folio | large folio |
 //! |---|---|---|
@@ -86,24 +86,44 @@ impl<M: Memory> Frames<M> {
         &frame.0[(number % per_frame) as usize + at..]
     }
 
-    /// The extensions that a home names, the last made first.
-    fn chain(&self, home: u64) -> impl Iterator<Item = u64> {
-        core::iter::successors(named(home), |&number| named(self.extension(number, 0)[0].load(Relaxed)))
+    /// What is named by the extension that a home names: the one made before.
+    #[inline]
+    fn before(&self, number: u64) -> Option<u64> {
+        named(self.extension(number, 0)[0].load(Relaxed))
     }
 
     /// Where a folio belongs that may have grown.
+    #[inline]
     pub(crate) fn mapping_of(&self, folio: Folio<'_>) -> Mapping {
         // Acquire pairs with the Release of who made the folio grow, here and below. It saw whole whatever was there before.
         let home = folio.home().load(Acquire);
-        let first_made = self.chain(home).last();
-        Mapping::of_home(first_made.map_or(home, |number| self.extension(number, 0)[0].load(Relaxed)))
+        let Some(last) = named(home) else { return Mapping::of_home(home) };
+        let first = self.before(last).unwrap_or(last);
+        Mapping::of_home(self.extension(first, 0)[0].load(Relaxed))
     }
 
-    /// The counts in the extension that the folio with this home got as its `nth`, from 0; `None` when it has no more than that.
-    pub(crate) fn grown(&self, home: &AtomicU64, nth: usize) -> Option<&[AtomicU64]> {
-        let home = home.load(Acquire);
-        let ahead = self.chain(home).count().checked_sub(nth + 1)?;
-        self.chain(home).nth(ahead).map(|number| self.extension(number, 1))
+    /// The counts in the only extension of the small folio with this home.
+    #[inline]
+    pub(crate) fn grown_small(&self, home: &AtomicU64) -> Option<&[AtomicU64]> {
+        named(home.load(Acquire)).map(|number| self.extension(number, 1))
+    }
+
+    /// The counts in the first extension that the large folio with this home got, or in the second.
+    #[inline]
+    pub(crate) fn grown_large(&self, home: &AtomicU64, second: bool) -> Option<&[AtomicU64]> {
+        let last = named(home.load(Acquire))?;
+        let number = match (self.before(last), second) {
+            (None, false) | (Some(_), true) => last,
+            (Some(first), false) => first,
+            (None, true) => return None,
+        };
+        Some(self.extension(number, 1))
+    }
+
+    /// How many extensions a home names, at most two.
+    #[inline]
+    fn count(&self, home: u64) -> usize {
+        named(home).map_or(0, |last| if self.before(last).is_some() { 2 } else { 1 })
     }
 
     /// The counts that a folio does not have yet: all 0.
@@ -111,11 +131,23 @@ impl<M: Memory> Frames<M> {
         if is_small { &self.never.small } else { &self.never.large }
     }
 
-    /// Sees to it that the folio has `most` extensions at least. Whether there was memory for that; nothing has changed otherwise, but that it may have got some. The caller
+    /// Sees to it that the folio has `most` extensions at least: one or two. Whether there was memory for that; nothing has changed otherwise, but that it may have got one. The caller
     /// keeps the folio from being freed.
+    #[inline]
     pub(crate) fn grow(&self, folio: Folio<'_>, extensions: &Extensions, most: usize) -> bool {
+        let home = folio.home().load(Acquire);
+        let has_room = if most == 1 { named(home).is_some() } else { self.count(home) >= most };
+        has_room || self.make_grow(folio, extensions, most)
+    }
+
+    #[inline(never)]
+    fn make_grow(&self, folio: Folio<'_>, extensions: &Extensions, most: usize) -> bool {
         let (pool, home) = (extensions.of(folio), folio.home());
-        while self.chain(home.load(Acquire)).count() < most {
+        loop {
+            let now = home.load(Acquire);
+            if self.count(now) >= most {
+                return true;
+            }
             let number = {
                 let _guard = self.lock();
                 pool.take(self, false)
@@ -124,17 +156,15 @@ impl<M: Memory> Frames<M> {
             for word in &self.extension(number, 1)[..pool.words() - 1] {
                 word.store(0, Relaxed);
             }
-            if !self.extend(home, number) {
+            if !self.extend(home, now, number) {
                 let _guard = self.lock();
                 pool.give(self, number);
             }
         }
-        true
     }
 
-    /// Puts extension `number`, of which all but word 0 is cleared, before what the home says now. False when the folio grew meanwhile: it is nobody's then.
-    fn extend(&self, home: &AtomicU64, number: u64) -> bool {
-        let mut now = home.load(Acquire);
+    /// Puts extension `number`, of which all but word 0 is cleared, before what the home said: `now`. False when the folio grew meanwhile: it is nobody's then.
+    fn extend(&self, home: &AtomicU64, mut now: u64, number: u64) -> bool {
         let found = now & !ALL_FLAGS;
         self.extension(number, 0)[0].store(found, Relaxed);
         while now & !ALL_FLAGS == found {
@@ -153,7 +183,7 @@ impl<M: Memory> Frames<M> {
     pub(super) fn free_extensions(&self, folio: Folio<'_>, extensions: &Extensions) {
         let mut next = named(folio.home().load(Acquire));
         while let Some(number) = next {
-            next = named(self.extension(number, 0)[0].load(Relaxed));
+            next = self.before(number);
             extensions.of(folio).give(self, number);
         }
     }

@@ -21,9 +21,17 @@ pub struct Classes<A>(core::marker::PhantomData<A>);
 const NR: usize = Class::ALL.len();
 
 impl<A: Accounting> Classes<A> {
-    /// How many extensions a folio has that was made to grow for leaves of `class`: for all of a small one's one will do.
+    /// What has no state counts nothing: folios need not grow for it.
+    const GROWS: bool = A::STATE_WORDS > 0;
+
+    /// How many extensions a folio must have before leaves of `class` are counted: for all of a small one's one will do.
     pub(crate) const fn extensions(is_small: bool, class: Class) -> usize {
-        if is_small && class as usize > 0 { 1 } else { class as usize }
+        match class {
+            Class::Vm | Class::Nested if !Self::GROWS => 0,
+            Class::Nested if !is_small => 2,
+            Class::Vm | Class::Nested => 1,
+            Class::Process => 0,
+        }
     }
 
     /// The folio as `A` sees it in one class.
@@ -33,10 +41,14 @@ impl<A: Accounting> Classes<A> {
 
     /// The same, unless the folio never had a leaf of the class.
     fn grown<'a, M: Memory>(t: &Target<'a, M>, class: Class) -> Option<Target<'a, M>> {
-        let Some(nth) = Self::extensions(t.small.is_some(), class).checked_sub(1) else {
+        if class == Class::Process || !Self::GROWS {
             return Some(Target { nth: Self::nth(t, class), ..*t });
-        };
-        Some(Self::within(t, t.frames.grown(t.home, nth)?, class))
+        }
+        let words = match t.small {
+            Some(_) => t.frames.grown_small(t.home),
+            None => t.frames.grown_large(t.home, class == Class::Nested),
+        }?;
+        Some(Self::within(t, words, class))
     }
 
     /// The same in the words of its extension.
@@ -86,7 +98,7 @@ impl<A: Accounting> Accounting for Classes<A> {
         // The first is the folio's home as it was.
         let words = [1 + 1 + (NR - 1) * A::SMALL_EXTRA, 1 + A::STATE_WORDS];
         assert!(words[0] <= MOST_WORDS[0] && words[1] <= MOST_WORDS[1]);
-        words
+        if Self::GROWS { words } else { [0; 2] }
     };
 
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {

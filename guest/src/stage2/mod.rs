@@ -305,7 +305,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
     /// Sees to it that leaves of `class` of the folio can be counted: before any are. False without a frame; nothing has changed then. The caller keeps the folio from being freed.
     pub fn make_room(&self, folio: Folio<'_>, class: Class) -> bool {
-        self.grow(folio, Classes::<A>::extensions(folio.is_small(), class))
+        let most = Classes::<A>::extensions(folio.is_small(), class);
+        most == 0 || self.grow(folio, most)
     }
 }
 
