@@ -15,10 +15,10 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, OnceLock};
 
 use quire::addr::{ENTRIES, Order, Pfn};
-use quire::folio::{Folio, Frames, Slab};
+use quire::folio::{Extensions, Folio, FolioFlags, Frames, Mapping, Slab};
 use quire::mapcount::{
-    Accounting, Batch, COUNT_LIMIT, Class, Extent, FullPartial, MmOwner, Neighbours, Owned, PerLevel, RmapIds, Target,
-    Total, Tuples, Vmas, ZeroOneTwoMany,
+    Accounting, Batch, COUNT_LIMIT, Class, Classes, Extent, FullPartial, MmOwner, Neighbours, Owned, PerLevel, RmapIds,
+    Target, Total, Tuples, Vmas, ZeroOneTwoMany,
 };
 use quire::memory::{Frame, Memory};
 use quire::sync::{AtomicU64, WordGuard, lock_bit, lock_word, read_lock, write_lock};
@@ -718,6 +718,99 @@ fn a_folio_is_found_while_its_block_is_given_slots() {
         assert_eq!(blocks.frames.stats().slots, 2 + 2 + 1, "two blocks with slots, and the table");
     });
     println!("slots: {} interleavings", tried.load(Relaxed));
+}
+
+/// A folio, and another that has grown, so that the frame of extensions is there.
+struct Growing {
+    frames: Frames<Lazy>,
+    records: Slab,
+    extensions: Extensions,
+    folio: Pfn,
+}
+
+impl Growing {
+    fn new(order: Order) -> Self {
+        let memory = Lazy((0..3 * 512).map(|_| OnceLock::new()).collect());
+        let frames = Frames::new(memory, &[Pfn::new(0)..Pfn::new(3 * 512)], true, 2, 0).unwrap();
+        let (records, extensions) = (Slab::new(8), Extensions::new(2, 5));
+        let before = frames.stats().free;
+        let folio = frames.folio_for_models(order, &records).unwrap();
+        let other = frames.folio_for_models(order, &records).unwrap();
+        let of = |pfn| frames.described_for_models(pfn, &records).unwrap();
+        assert!(frames.grow_for_models(of(other), &extensions, 1));
+        // The first touch makes a word known: those of slots, records and extensions.
+        for frame in 0..before {
+            if let Some(frame) = frames.memory().0[frame as usize].get() {
+                frame.0.iter().for_each(|word| _ = word.load(Relaxed));
+            }
+        }
+        Self { frames, records, extensions, folio }
+    }
+
+    fn folio(&self) -> Folio<'_> {
+        self.frames.described_for_models(self.folio, &self.records).expect("it is found whether it has grown or not")
+    }
+
+    fn mapping(&self) -> Mapping {
+        self.frames.mapping_for_models(self.folio())
+    }
+
+    /// As a stage-2 fault, or one of a nested root.
+    fn count(&self, class: Class) {
+        let most = if self.folio().order() == Order::BASE { 1 } else { class as usize };
+        assert!(self.frames.grow_for_models(self.folio(), &self.extensions, most));
+        let target = Target::new(&self.frames, self.folio(), COUNT_LIMIT);
+        let batch = Batch { class, ..pages(1, 0, 1, Order::BASE) };
+        Classes::<Total>::add(&target, &batch, Neighbours::default()).unwrap();
+    }
+
+    fn leaves(&self, class: Class) -> u64 {
+        let target = Target::new(&self.frames, self.folio(), COUNT_LIMIT);
+        Total::leaves(&Classes::<Total>::class(&target, class)).value().unwrap()
+    }
+}
+
+/// Two CPUs make one folio grow, while one of them changes a flag and both ask where it belongs: nothing of that is lost, and what each counts is there.
+#[test]
+fn two_cpus_make_one_folio_grow() {
+    let expected = Mapping { object: 1, index: 0 };
+    for (order, classes) in [
+        (Order::BASE, [Class::Vm, Class::Vm]),
+        (Order::BASE, [Class::Vm, Class::Nested]),
+        (PAIR, [Class::Vm, Class::Vm]),
+        (PAIR, [Class::Vm, Class::Nested]),
+    ] {
+        let tried = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&tried);
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.max_branches = 10_000;
+        model.check(move || {
+            count.fetch_add(1, Relaxed);
+            let world = Arc::new(Growing::new(order));
+            let other = Arc::clone(&world);
+            let cpu = loom::thread::spawn(move || {
+                other.count(classes[1]);
+                assert_eq!(other.mapping(), expected);
+            });
+            world.folio().set_flags(FolioFlags::DIRTY);
+            assert_eq!(world.mapping(), expected);
+            world.count(classes[0]);
+            world.folio().set_flags(FolioFlags::QUEUED);
+            cpu.join().unwrap();
+            assert_eq!(world.mapping(), expected);
+            assert!(world.folio().flags().has(FolioFlags::ANON.or(FolioFlags::DIRTY).or(FolioFlags::QUEUED)));
+            let is_small = order == Order::BASE;
+            let one = if classes[0] == classes[1] || is_small { 1 } else { 2 };
+            let in_use = if is_small { [one + 1, 0] } else { [0, one + 1] };
+            assert_eq!(world.extensions.in_use(), in_use, "what one CPU had too many is given back");
+            for class in classes {
+                let leaves = classes.iter().filter(|&&other| other == class).count() as u64;
+                assert_eq!(world.leaves(class), leaves);
+            }
+        });
+        println!("growing: {} interleavings", tried.load(Relaxed));
+    }
 }
 
 /// Two regions map the folio; a third comes and goes while one of the two goes. Either the third was the second, or *many* stays; it is never below the truth.

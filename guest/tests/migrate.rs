@@ -19,7 +19,10 @@ fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> Re
     if let Ok(head) = result {
         assert_eq!(pin.folio().refs(), 1, "nobody else has the old one");
         let new = world.manager.folio(head).unwrap();
-        assert_eq!((new.order(), new.mapping()), (pin.folio().order(), pin.folio().mapping()));
+        assert_eq!(
+            (new.order(), world.manager.mapping(new)),
+            (pin.folio().order(), world.manager.mapping(pin.folio()))
+        );
     }
     world.manager.unpin(pin, false);
     result

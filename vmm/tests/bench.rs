@@ -362,11 +362,12 @@ fn metadata_is_told_by_frame_and_folio() {
         return;
     }
     let json = bench(&["metadata", "--order", "0,2,4,8,9", "--turns", "1"]);
-    let found = |order: u64, unit: &str| {
+    let found_of = |what: &str, order: u64, unit: &str| {
         let rows = json["rows"].as_array().unwrap();
-        let row = rows.iter().find(|row| row["order"] == order && row["unit"] == unit && row["what"] == "metadata");
+        let row = rows.iter().find(|row| row["order"] == order && row["unit"] == unit && row["what"] == what);
         row.unwrap_or_else(|| panic!("{json}"))["quire"].as_f64().unwrap()
     };
+    let found = |order: u64, unit: &str| found_of("metadata", order, unit);
     // A slot of 16 bytes is the descriptor of a folio of order 0.
     assert!(
         (16.0..18.0).contains(&found(0, "bytes per frame"))
@@ -375,6 +376,14 @@ fn metadata_is_told_by_frame_and_folio() {
     // The look-up is by folio: with its record a larger one costs the same whatever the order, but for whole frames.
     for order in [2, 4, 8] {
         assert!(found(order, "bytes per folio") < 150.0 + 16.0 * f64::from(1 << order) / 16.0, "order {order}");
+    }
+    // Where VMs are counted a folio costs that too, but for a few frames of theirs, and what it grows by once one maps it: a count of each class, or the state of one.
+    for (order, grows, rest) in [(0, 16.0, 0.5), (2, 40.0, 2.0), (4, 40.0, 8.0), (8, 40.0, 80.0), (9, 40.0, 32.0)] {
+        let [compact, grown] =
+            ["metadata_compact", "metadata_grown"].map(|what| found_of(what, order, "bytes per folio"));
+        let alone = found(order, "bytes per folio");
+        assert!((alone - rest..alone + 2.0 * rest).contains(&compact), "order {order}: {compact} of {alone}");
+        assert!((compact + grows..=compact + grows + rest).contains(&grown), "order {order}: {grown} of {compact}");
     }
     assert!(found(9, "bytes per frame") <= 0.25 && found(9, "bytes per folio") == 512.0 * found(9, "bytes per frame"));
 }

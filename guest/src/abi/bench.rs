@@ -371,9 +371,15 @@ pub mod word {
     pub const fn metadata(index: usize) -> usize {
         METADATA + index * METADATA_WORDS
     }
+
+    /// The same of a manager of VMs, before its VM has mapped anything: no folio has grown.
+    #[must_use]
+    pub const fn compact(index: usize) -> usize {
+        metadata(SHAPES + index)
+    }
 }
 
-const _: () = assert!(word::CHECKS < word::METADATA && word::metadata(SHAPES) <= GENERAL_COUNT);
+const _: () = assert!(word::CHECKS < word::METADATA && word::compact(SHAPES) <= GENERAL_COUNT);
 
 #[cfg(test)]
 mod tests {

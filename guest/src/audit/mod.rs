@@ -319,7 +319,7 @@ impl Recount {
         // What is counted in a region of class Pfn is a private copy.
         let in_class = vma.tracking() != Tracking::Pfn || (folio.is_anon() && folio.order() == Order::BASE);
         audit.check(in_class, leaf.pfn, Mismatch::Class);
-        let mapping = folio.mapping();
+        let mapping = manager.mapping(folio);
         let object = if folio.is_anon() { vma.family() } else { vma.object() };
         let linear = mapping.index + (leaf.pfn.raw() - folio.head().raw()) == vma.index(place.page);
         audit.check(linear && object == mapping.object, leaf.pfn, Mismatch::Place);

@@ -20,6 +20,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::Record;
 use super::coarse::{Class, Coarse, MIN_UNIT};
 use super::descriptor::{KIND, Kind};
+use super::extension::Never;
 use crate::addr::{ENTRIES, Order, Pfn};
 use crate::memory::{Frame, Memory};
 use crate::sync::{AtomicU64, WordGuard, lock_word};
@@ -152,6 +153,7 @@ pub struct Frames<M> {
     pub(super) displaced: AtomicU64,
     total: u64,
     carved: u64,
+    pub(super) never: Never,
 }
 
 impl<M> fmt::Debug for Frames<M> {
@@ -272,6 +274,13 @@ impl<M: Memory> Frames<M> {
         &self.memory.frame(Pfn::new(u64::from(record.raw()) >> 6)).0.as_chunks().0[at / N]
     }
 
+    /// The words of the unit of a [slab](super::Slab) that has number `number`.
+    #[inline]
+    pub(super) fn unit<const UNIT: usize>(&self, number: u64) -> &[AtomicU64; UNIT] {
+        let units = (ENTRIES / UNIT) as u64;
+        &self.memory.frame(Pfn::new(number / units)).0.as_chunks().0[(number % units) as usize]
+    }
+
     /// None at all.
     fn empty(memory: M) -> Self {
         Self {
@@ -296,6 +305,7 @@ impl<M: Memory> Frames<M> {
             displaced: AtomicU64::new(0),
             total: 0,
             carved: 0,
+            never: Never::default(),
         }
     }
 
@@ -435,6 +445,7 @@ impl<M: Memory> Frames<M> {
             kind if kind == Kind::Small as u64 => Some(Found::Small(slot)),
             kind if kind == Kind::Large as u64 => Some(Found::of_head(&slot[0])),
             kind if kind == Kind::Nothing as u64 => self.find_head(place, pfn),
+            kind if kind == Kind::Grown as u64 => Some(Found::Small(slot)),
             _ => None,
         }
     }

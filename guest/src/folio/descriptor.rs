@@ -2,13 +2,14 @@
 //!
 //! | word | small (a slot, order 0) | large (a record) |
 //! |---|---|---|
-//! | 0 | count of the scheme (low half), references (high half) | first frame, order, flags |
-//! | 1 | kind, flags, object, index | references |
-//! | 2 | counts of further observers, if any | object, index |
+//! | 0 | count of the scheme (low half), references (high half) | first frame, order |
+//! | 1 | home: kind, flags, object, index | references |
+//! | 2 | counts of further observers, if any | home |
 //! | 3 | | links of the deferred-split queue |
 //! | 4.. | | state of the scheme |
 //!
 //! Object and index say where the folio belongs: to which page of which memory object, file or anonymous. From there the rmap finds its leaves.
+//! Once the folio has [grown](super::extension) its home names an extension instead, and they stand there; the flags stay where they are.
 
 use core::fmt;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -25,7 +26,7 @@ pub(super) enum Kind {
     Nothing = 0,
     /// A folio of order 0; the slot is its descriptor.
     Small = 1,
-    /// The first frame of a larger folio; word 0 is its record.
+    /// The first frame of a larger folio; word 0 is its record. And the home of that one, which has not grown.
     Large = 2,
     /// The first frame of a free run.
     Free = 3,
@@ -35,18 +36,19 @@ pub(super) enum Kind {
     Records = 5,
     /// A free frame that is not merged with its buddies.
     Loose = 6,
+    /// A folio that has grown, of whatever order: the home names its extension.
+    Grown = 7,
 }
 
 pub(super) const KIND: Field<0, 3> = Field;
-const SMALL_FLAGS: Field<3, 4> = Field;
-const SMALL_OBJECT: Field<7, 22> = Field;
-const SMALL_INDEX: Field<29, 35> = Field;
+pub(super) const FLAGS: Field<3, 4> = Field;
+const OBJECT: Field<7, 22> = Field;
+const INDEX: Field<29, 35> = Field;
+/// In the place of object and index.
+pub(super) const EXTENSION: Field<7, 57> = Field;
 
 const HEAD: Field<0, 40> = Field;
 const ORDER: Field<40, 5> = Field;
-const LARGE_FLAGS: Field<48, 4> = Field;
-const LARGE_OBJECT: Field<0, 22> = Field;
-const LARGE_INDEX: Field<22, 35> = Field;
 const LINK_PREV: Field<0, 32> = Field;
 const LINK_NEXT: Field<32, 32> = Field;
 
@@ -97,6 +99,14 @@ pub struct Mapping {
     pub index: u64,
 }
 
+impl Mapping {
+    /// What a home says that names no extension.
+    #[inline]
+    pub(super) const fn of_home(home: u64) -> Self {
+        Self { object: OBJECT.of(home) as u32, index: INDEX.of(home) }
+    }
+}
+
 /// A folio, by its descriptor. A snapshot of what cannot change while the folio lives: frame and order.
 #[derive(Clone, Copy)]
 pub struct Folio<'a> {
@@ -141,27 +151,20 @@ impl<'a> Folio<'a> {
     /// Writes a fresh descriptor: no references, no counts.
     #[inline(always)]
     pub(super) fn init(&self, flags: FolioFlags, mapping: Mapping) {
-        let (object, index) = (u64::from(mapping.object), mapping.index);
+        let kind = if self.is_small() { Kind::Small } else { Kind::Large };
+        let home = KIND.bits(kind as u64)
+            | FLAGS.bits(u64::from(flags.0))
+            | OBJECT.bits(u64::from(mapping.object))
+            | INDEX.bits(mapping.index);
         match self.record {
             None => {
                 self.words[0].store(0, Relaxed);
-                self.words[1].store(
-                    KIND.bits(Kind::Small as u64)
-                        | SMALL_FLAGS.bits(u64::from(flags.0))
-                        | SMALL_OBJECT.bits(object)
-                        | SMALL_INDEX.bits(index),
-                    Relaxed,
-                );
+                self.words[1].store(home, Relaxed);
             }
             Some(_) => {
-                self.words[0].store(
-                    HEAD.bits(self.head.raw())
-                        | ORDER.bits(u64::from(self.order.get()))
-                        | LARGE_FLAGS.bits(u64::from(flags.0)),
-                    Relaxed,
-                );
+                self.words[0].store(HEAD.bits(self.head.raw()) | ORDER.bits(u64::from(self.order.get())), Relaxed);
                 self.words[1].store(0, Relaxed);
-                self.words[2].store(LARGE_OBJECT.bits(object) | LARGE_INDEX.bits(index), Relaxed);
+                self.words[2].store(home, Relaxed);
                 self.words[3].store(0, Relaxed);
             }
         }
@@ -207,65 +210,42 @@ impl<'a> Folio<'a> {
         self.record
     }
 
+    /// The word with its flags, and where it belongs or what it has grown to.
+    #[inline(always)]
+    pub(crate) fn home(&self) -> &'a AtomicU64 {
+        &self.words[if self.is_small() { 1 } else { 2 }]
+    }
+
     /// What it is.
     #[must_use]
     #[inline(always)]
     pub fn flags(&self) -> FolioFlags {
-        FolioFlags(match self.record {
-            None => SMALL_FLAGS.get(&self.words[1]),
-            Some(_) => LARGE_FLAGS.get(&self.words[0]),
-        } as u8)
+        FolioFlags(FLAGS.get(self.home()) as u8)
     }
 
     /// Whether it is private anonymous memory.
     #[must_use]
     #[inline(always)]
     pub fn is_anon(&self) -> bool {
-        self.flags().has(FolioFlags::ANON)
-    }
-
-    /// Where it says whether it is private anonymous memory: the word and the bit.
-    #[inline(always)]
-    pub(crate) fn anon_bit(&self) -> (&'a AtomicU64, u64) {
-        let anon = u64::from(FolioFlags::ANON.0);
-        match self.record {
-            None => (&self.words[1], SMALL_FLAGS.bits(anon)),
-            Some(_) => (&self.words[0], LARGE_FLAGS.bits(anon)),
-        }
+        is_anon(self.home())
     }
 
     /// Sets `flags`; the flags before.
     pub fn set_flags(&self, flags: FolioFlags) -> FolioFlags {
-        let bits = u64::from(flags.0);
-        FolioFlags(match self.record {
-            None => SMALL_FLAGS.of(self.words[1].fetch_or(SMALL_FLAGS.bits(bits), Relaxed)),
-            Some(_) => LARGE_FLAGS.of(self.words[0].fetch_or(LARGE_FLAGS.bits(bits), Relaxed)),
-        } as u8)
+        let bits = FLAGS.bits(u64::from(flags.0));
+        FolioFlags(FLAGS.of(self.home().fetch_or(bits, Relaxed)) as u8)
     }
 
     /// Clears `flags`; the flags before.
     pub fn clear_flags(&self, flags: FolioFlags) -> FolioFlags {
-        let bits = u64::from(flags.0);
-        FolioFlags(match self.record {
-            None => SMALL_FLAGS.of(self.words[1].fetch_and(!SMALL_FLAGS.bits(bits), Relaxed)),
-            Some(_) => LARGE_FLAGS.of(self.words[0].fetch_and(!LARGE_FLAGS.bits(bits), Relaxed)),
-        } as u8)
+        let bits = FLAGS.bits(u64::from(flags.0));
+        FolioFlags(FLAGS.of(self.home().fetch_and(!bits, Relaxed)) as u8)
     }
 
-    /// Where it belongs.
-    #[must_use]
+    /// Where it belongs, of a folio that never grows.
     #[inline]
-    pub fn mapping(&self) -> Mapping {
-        match self.record {
-            None => {
-                let word = self.words[1].load(Relaxed);
-                Mapping { object: SMALL_OBJECT.of(word) as u32, index: SMALL_INDEX.of(word) }
-            }
-            Some(_) => {
-                let word = self.words[2].load(Relaxed);
-                Mapping { object: LARGE_OBJECT.of(word) as u32, index: LARGE_INDEX.of(word) }
-            }
-        }
+    pub(crate) fn mapping(&self) -> Mapping {
+        Mapping::of_home(self.home().load(Relaxed))
     }
 
     /// References: one per leaf, one of the page cache, one of whoever works on it. Acquire pairs with the Release of [`put`](Self::put): who finds
@@ -363,5 +343,11 @@ impl<'a> Folio<'a> {
     }
 }
 
-// A small folio's second word is full.
-const _: () = assert!(SMALL_INDEX.end() == 64);
+/// Whether the folio with this home is private anonymous memory.
+#[inline(always)]
+pub(crate) fn is_anon(home: &AtomicU64) -> bool {
+    home.load(Relaxed) & FLAGS.bits(FolioFlags::ANON.0 as u64) != 0
+}
+
+// The home is full.
+const _: () = assert!(INDEX.end() == 64 && EXTENSION.end() == 64);

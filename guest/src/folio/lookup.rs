@@ -2,6 +2,7 @@
 
 use super::buddy::{Found, Frames, Run};
 use super::descriptor::{Folio, FolioFlags, Kind, Mapping};
+use super::extension::Extensions;
 use super::slab::Slab;
 use crate::addr::{Order, Pfn};
 use crate::memory::Memory;
@@ -52,11 +53,20 @@ impl<M: Memory> Frames<M> {
         Some((folio, zeroed))
     }
 
-    /// Frees the frames and descriptors of folios.
-    pub(crate) fn free_folios<'a>(&self, folios: impl IntoIterator<Item = Folio<'a>>, records: &Slab) {
+    /// Frees the frames and descriptors of folios, and what they have grown to if they can have grown.
+    #[inline(always)]
+    pub(crate) fn free_folios<'a>(
+        &self,
+        folios: impl IntoIterator<Item = Folio<'a>>,
+        records: &Slab,
+        extensions: Option<&Extensions>,
+    ) {
         let _guard = self.lock();
         for folio in folios {
             debug_assert_eq!(folio.refs(), 0, "a folio with references was freed");
+            if let Some(extensions) = extensions {
+                self.free_extensions(folio, extensions);
+            }
             if let Some(record) = folio.record() {
                 records.free_locked(self, record);
             }
@@ -81,6 +91,24 @@ impl<M: Memory> Frames<M> {
     pub fn folio_for_models(&self, order: Order, records: &Slab) -> Option<Pfn> {
         let what = (FolioFlags::ANON, Mapping { object: 1, index: 0 });
         self.new_folio(order, true, what, (records, records.words()), |_| ()).map(|(folio, _)| folio.head())
+    }
+
+    /// The folio of `pfn`, for models of what becomes of its descriptor.
+    #[cfg(loom)]
+    pub fn described_for_models(&self, pfn: Pfn, records: &Slab) -> Option<Folio<'_>> {
+        self.folio(pfn, records.words())
+    }
+
+    /// [`grow`](Self::grow), for models.
+    #[cfg(loom)]
+    pub fn grow_for_models(&self, folio: Folio<'_>, extensions: &Extensions, most: usize) -> bool {
+        self.grow(folio, extensions, most)
+    }
+
+    /// Where a folio belongs, for models.
+    #[cfg(loom)]
+    pub fn mapping_for_models(&self, folio: Folio<'_>) -> Mapping {
+        self.mapping_of(folio)
     }
 
     /// First frame and order of the folio of `pfn`, for models of the look-up alone.

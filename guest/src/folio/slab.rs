@@ -1,4 +1,4 @@
-//! Records of one size, carved from frames: descriptors of large folios, vmas.
+//! Records of one size, carved from frames: descriptors of large folios and their extensions, vmas.
 
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
@@ -33,10 +33,10 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A pool of records of one size, under the lock of the frames. Free records are chained through their first word, the frames through the words that
-/// their slots have for their owner.
+/// A pool of pieces of memory of one size, under the lock of the frames: records, where a unit is 8 words, or smaller ones. A piece has the number of its first unit: its physical
+/// address in units. Free ones are chained through their first word, the frames through the words that their slots have for their owner.
 #[derive(Debug)]
-pub struct Slab {
+pub struct Slab<const UNIT: usize = 8> {
     words: usize,
     free: AtomicU64,
     /// The last frame plus one.
@@ -50,6 +50,51 @@ impl Slab {
     #[must_use]
     pub const fn new(words: usize) -> Self {
         assert!(words.is_power_of_two() && words >= 8 && words <= 128, "records are 64 to 1024 bytes");
+        Self::of_pieces(words)
+    }
+
+    /// A cleared record, or `None` when it would need a frame and there is none.
+    pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
+        self.alloc_cleared(frames, false)
+    }
+
+    /// As [`alloc`](Self::alloc), with a frame of the reserve if it must be: for what removals need.
+    pub(crate) fn alloc_from_reserve<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
+        self.alloc_cleared(frames, true)
+    }
+
+    fn alloc_cleared<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
+        let record = {
+            let _guard = frames.lock();
+            self.alloc_locked(frames, must)?
+        };
+        for word in frames.record(record, self.words) {
+            word.store(0, Relaxed);
+        }
+        Some(record)
+    }
+
+    /// A record with whatever it holds. The caller has the lock of the frames.
+    pub(super) fn alloc_locked<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
+        self.take(frames, must).map(|number| Record(number as u32))
+    }
+
+    /// Takes a record back.
+    pub fn free<M: Memory>(&self, frames: &Frames<M>, record: Record) {
+        let _guard = frames.lock();
+        self.free_locked(frames, record);
+    }
+
+    /// As [`free`](Self::free); the caller has the lock of the frames.
+    pub(super) fn free_locked<M: Memory>(&self, frames: &Frames<M>, record: Record) {
+        self.give(frames, u64::from(record.0));
+    }
+}
+
+impl<const UNIT: usize> Slab<UNIT> {
+    /// A pool of pieces of `words` words, which are whole units; of none, one that nothing is taken from.
+    pub(super) const fn of_pieces(words: usize) -> Self {
+        assert!(words.is_multiple_of(UNIT) && words <= ENTRIES, "a frame holds one at least");
         Self {
             words,
             free: AtomicU64::new(0),
@@ -77,52 +122,26 @@ impl Slab {
         self.nr_frames.load(Relaxed)
     }
 
-    /// A cleared record, or `None` when it would need a frame and there is none.
-    pub fn alloc<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
-        self.alloc_cleared(frames, false)
-    }
-
-    /// As [`alloc`](Self::alloc), with a frame of the reserve if it must be: for what removals need.
-    pub(crate) fn alloc_from_reserve<M: Memory>(&self, frames: &Frames<M>) -> Option<Record> {
-        self.alloc_cleared(frames, true)
-    }
-
-    fn alloc_cleared<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
-        let record = {
-            let _guard = frames.lock();
-            self.alloc_locked(frames, must)?
-        };
-        for word in frames.record(record, self.words) {
-            word.store(0, Relaxed);
-        }
-        Some(record)
-    }
-
-    /// A record with whatever it holds. The caller has the lock of the frames.
-    pub(super) fn alloc_locked<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<Record> {
+    /// The number of a piece with whatever it holds, or `None` when it would need a frame and there is none, but for the reserve if it `must` be. The caller has the lock of
+    /// the frames, as for [`give`](Self::give).
+    pub(super) fn take<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<u64> {
         if self.free.load(Relaxed) == 0 {
             self.grow(frames, must)?;
         }
-        let record = Record(self.free.load(Relaxed) as u32);
-        self.free.store(frames.record_of::<8>(record)[0].load(Relaxed), Relaxed);
+        let number = self.free.load(Relaxed);
+        self.free.store(frames.unit::<UNIT>(number)[0].load(Relaxed), Relaxed);
         add_to(&self.in_use, 1);
-        Some(record)
+        Some(number)
     }
 
-    /// Takes a record back.
-    pub fn free<M: Memory>(&self, frames: &Frames<M>, record: Record) {
-        let _guard = frames.lock();
-        self.free_locked(frames, record);
-    }
-
-    /// As [`free`](Self::free); the caller has the lock of the frames.
-    pub(super) fn free_locked<M: Memory>(&self, frames: &Frames<M>, record: Record) {
-        frames.record_of::<8>(record)[0].store(self.free.load(Relaxed), Relaxed);
-        self.free.store(u64::from(record.0), Relaxed);
+    /// Takes a piece back.
+    pub(super) fn give<M: Memory>(&self, frames: &Frames<M>, number: u64) {
+        frames.unit::<UNIT>(number)[0].store(self.free.load(Relaxed), Relaxed);
+        self.free.store(number, Relaxed);
         add_to(&self.in_use, -1);
     }
 
-    /// Gives all frames back if no record is in use.
+    /// Gives all frames back if nothing is in use.
     pub fn trim<M: Memory>(&self, frames: &Frames<M>) {
         let _guard = frames.lock();
         self.trim_locked(frames);
@@ -144,7 +163,7 @@ impl Slab {
 
     fn grow<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<()> {
         let run = frames.alloc_locked(Order::BASE, false, must)?;
-        if run.pfn.raw() >> 26 != 0 {
+        if UNIT == 8 && run.pfn.raw() >> 26 != 0 {
             // Beyond what a record's number can name.
             frames.free_locked(run.pfn, Order::BASE, run.zeroed);
             return None;
@@ -152,17 +171,17 @@ impl Slab {
         frames.mark(run.pfn, Kind::Records).store(self.frames.load(Relaxed), Relaxed);
         self.frames.store(run.pfn.raw() + 1, Relaxed);
         add_to(&self.nr_frames, 1);
-        let first = (run.pfn.raw() << 6) as u32;
-        let step = self.words as u32 / 8;
-        // Records may have come back meanwhile.
-        let mut next = self.free.load(Relaxed) as u32;
-        // No record has number 0.
-        for i in (u32::from(first == 0)..(ENTRIES / self.words) as u32).rev() {
-            let record = first + i * step;
-            frames.record_of::<8>(Record(record))[0].store(u64::from(next), Relaxed);
-            next = record;
+        let first = run.pfn.raw() * (ENTRIES / UNIT) as u64;
+        let step = (self.words / UNIT) as u64;
+        // Pieces may have come back meanwhile.
+        let mut next = self.free.load(Relaxed);
+        // None has number 0.
+        for i in (u64::from(first == 0)..(ENTRIES / self.words) as u64).rev() {
+            let number = first + i * step;
+            frames.unit::<UNIT>(number)[0].store(next, Relaxed);
+            next = number;
         }
-        self.free.store(u64::from(next), Relaxed);
+        self.free.store(next, Relaxed);
         Some(())
     }
 }

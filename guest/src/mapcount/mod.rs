@@ -51,10 +51,9 @@ pub use vmas::{Region, Vmas};
 pub use zero_one_two_many::ZeroOneTwoMany;
 
 use core::fmt;
-use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Order, Pfn};
-use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS};
+use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS, is_anon};
 use crate::memory::Memory;
 use crate::sync::{AtomicU64, Count32};
 use query::{Asked, answers_agree, ensure, pages_of};
@@ -65,8 +64,8 @@ pub struct Target<'a, M> {
     frames: &'a Frames<M>,
     head: Pfn,
     order: Order,
-    /// The bit that says whether it is private anonymous memory.
-    anon: (&'a AtomicU64, u64),
+    /// The word with its flags, and what it has grown to.
+    home: &'a AtomicU64,
     /// Order 0: the scheme's one count.
     small: Option<Count32<'a>>,
     /// Order 1 and above: the scheme's state. Order 0: counts of the observers behind the first.
@@ -97,7 +96,7 @@ impl<'a, M: Memory> Target<'a, M> {
             frames,
             head: folio.head(),
             order: folio.order(),
-            anon: folio.anon_bit(),
+            home: folio.home(),
             small: Option::None,
             state: folio.state(),
             nth: 0,
@@ -113,7 +112,7 @@ impl<'a, M: Memory> Target<'a, M> {
 
     /// Whether it is private anonymous memory.
     fn is_anon(&self) -> bool {
-        self.anon.0.load(Relaxed) & self.anon.1 != 0
+        is_anon(self.home)
     }
 
     /// The scheme's per-page count of page `page`.
@@ -145,6 +144,9 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     const SMALL_EXTRA: usize = 0;
     /// 32-bit counts it keeps for every frame: 0 for all schemes of constant size.
     const PAGE_COUNTS: usize = 0;
+    /// Words of an extension, of a small folio and of a larger one: what it gets beside on its first leaves of other classes than `process`. 0 where leaves of all
+    /// classes are counted as one.
+    const EXTENSION_WORDS: [usize; 2] = [0; 2];
 
     /// Leaves are about to appear.
     ///
@@ -301,8 +303,10 @@ const _: () = {
     assert!(small_descriptor_words::<Total>() * 8 == 16, "a small folio's slot");
     assert!(large_descriptor_words::<Total>() * 8 == 64, "a large folio's record under `total`: one cache line");
     assert!(large_descriptor_words::<PerLevel>() * 8 == 64, "and under our own");
-    assert!(small_descriptor_words::<Classes<Total>>() * 8 == 32, "with counts of all classes");
-    assert!(large_descriptor_words::<Classes<Total>>() * 8 == 128, "likewise");
+    assert!(small_descriptor_words::<Classes<Total>>() * 8 == 16, "the same where leaves of VMs are counted too");
+    assert!(large_descriptor_words::<Classes<Total>>() * 8 == 64, "likewise");
+    assert!(Classes::<Total>::EXTENSION_WORDS[0] * 8 == 16, "what it grows by for all of its leaves of VMs");
+    assert!(Classes::<Total>::EXTENSION_WORDS[1] * 8 == 40, "for those of one class");
 };
 
 const fn is_large_of_bytes<A: Accounting>(bytes: usize, page_counts: usize) -> bool {

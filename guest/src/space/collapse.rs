@@ -191,7 +191,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 continue;
             }
             let (folio, _, n) = self.batch_at(vma, part, i, ENTRIES, Attrs::ALL);
-            let window = vma.window(folio, part.span());
+            let window = self.window(vma, folio, part.span());
             let window = part.index(window.start)..part.index(window.end - 1) + 1;
             let here = part.count_leaves_of(window, folio.head(), folio.end());
             if self.has_more_than(folio, u64::from(here)) {

@@ -194,7 +194,7 @@ impl<'m, M: Memory + Tlb, A: Accounting> Moves<'m, M, A> {
 
     /// Makes a folio without references for every mapped page; whether there were frames for all.
     fn allocate(&self) -> bool {
-        let Mapping { object, index } = self.folio.mapping();
+        let Mapping { object, index } = self.manager.mapping(self.folio);
         (0..self.folio.pages()).all(|page| {
             if self.word(page).load(Relaxed) == UNMAPPED {
                 return true;

@@ -58,10 +58,10 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let (space, page) = (self.space(id), at.page());
         let _guard = write_lock(space.lock());
         let vma = self.find_vma(&space, page).ok_or(MapError::NotMapped)?;
-        if vma.tracking() == Tracking::Pfn || folio.is_anon() || folio.mapping().object != vma.object() {
+        if vma.tracking() == Tracking::Pfn || folio.is_anon() || self.mapping(folio).object != vma.object() {
             return Err(MapError::WrongKind);
         }
-        if !vma.window(folio, 0..PAGES_END).contains(&page) {
+        if !self.window(vma, folio, 0..PAGES_END).contains(&page) {
             return Err(MapError::BadRange);
         }
         let (place, _) = space.table().deepest(self, page);

@@ -396,7 +396,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             .cached_folio(vma.object(), index)
             .map_err(|out_of_frames| if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })?;
         let result = if write && vma.is_private() {
-            let from = folio.head().add(index - folio.mapping().index);
+            let from = folio.head().add(index - self.mapping(folio).index);
             self.copy_to_new(space, vma, page, from, (Some(folio), None), place)
         } else {
             match self.map_cached(space, vma, page, folio, write, place) {
@@ -442,16 +442,16 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         // A large leaf needs the block around the page congruent in the folio and whole in the vma.
         let congruent = |level: Level| {
             let block = page & !(level.entry_pages() - 1);
-            let within = vma.window(folio, block..block + level.entry_pages());
+            let within = self.window(vma, folio, block..block + level.entry_pages());
             level.leaf_order() <= folio.order()
                 && within == (block..block + level.entry_pages())
-                && (vma.index(block) - folio.mapping().index) & (level.entry_pages() - 1) == 0
+                && (vma.index(block) - self.mapping(folio).index) & (level.entry_pages() - 1) == 0
         };
         let level = [Level::THREE, Level::TWO]
             .into_iter()
             .find(|&level| level <= highest && congruent(level))
             .unwrap_or(Level::ONE);
-        let window = vma.window(folio, 0..super::PAGES_END);
+        let window = self.window(vma, folio, 0..super::PAGES_END);
         let mut cursor = space.table().cursor(self, page, page + 1);
         let part = match cursor.open_from(place, level) {
             Ok(part) => part,
@@ -466,7 +466,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let window =
             window.start.max(part.span().start).next_multiple_of(step)..window.end.min(part.span().end) / step * step;
         let range = part.absent_around(at, part.index(window.start)..part.index(window.end - 1) + 1);
-        let first = vma.index(part.page(range.start)) - folio.mapping().index;
+        let first = vma.index(part.page(range.start)) - self.mapping(folio).index;
         let pages = range.len() as u64 * step;
         let batch = batch(vma, &part, first, pages);
         let beside = self.beside(&part, vma, folio, range.clone());
@@ -611,7 +611,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         folio: Folio<'_>,
         i: usize,
     ) -> Range<usize> {
-        let window = vma.window(folio, part.span());
+        let window = self.window(vma, folio, part.span());
         let step = part.level().entry_pages();
         let lowest = part.index(window.start.next_multiple_of(step).min(part.page(i)));
         let end = part.index((window.end - 1).max(part.page(i))) + 1;

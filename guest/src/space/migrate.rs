@@ -51,7 +51,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let _one_at_a_time = lock_word(&self.moving);
         let is_anon = folio.is_anon();
         let flags = if is_anon { FolioFlags::ANON } else { FolioFlags::NONE };
-        let new = self.new_folio(folio.order(), flags, folio.mapping(), false).ok_or(MigrateFailed::OutOfFrames)?;
+        let new = self.new_folio(folio.order(), flags, self.mapping(folio), false).ok_or(MigrateFailed::OutOfFrames)?;
         // Ours, until others have it.
         new.init_refs(1);
         let copy = || {
@@ -163,7 +163,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let piece = |vma: Vma<'a>, part: &Part<'a, LongMode, Self>, i: usize, end: usize| {
             let (_, batch, n) = self.batch_at(vma, part, i, end, Attrs::ALL);
             let new = to(u64::from(batch.first));
-            let first = u64::from(batch.first) - (new.mapping().index - folio.mapping().index);
+            let first = u64::from(batch.first) - (self.mapping(new).index - self.mapping(folio).index);
             let shift = part.level().page_shift();
             let n = n.min(((new.pages() - first) >> shift) as usize);
             (new, Batch { first: first as u32, pages: (n as u32) << shift, ..batch }, n)

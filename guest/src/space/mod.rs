@@ -44,7 +44,9 @@ use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use crate::addr::{ENTRIES, GVA_END, Level, Order, PAGE_SHIFT, Pfn};
-use crate::folio::{Directory, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, REF_LIMIT, Slab, add_to};
+use crate::folio::{
+    Directory, Extensions, Folio, FolioFlags, FrameStats, Frames, InitError, Mapping, REF_LIMIT, Slab, add_to,
+};
 use crate::format::LongMode;
 use crate::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
@@ -188,6 +190,8 @@ pub struct Metadata {
 pub struct Manager<M, A> {
     pub(crate) frames: Frames<M>,
     folios: Slab,
+    /// What folios have grown to.
+    extensions: Extensions,
     vmas: Slab,
     spaces: Directory,
     objects: Directory,
@@ -264,6 +268,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Ok(Self {
             frames,
             folios: Slab::new(large_descriptor_words::<A>()),
+            extensions: Extensions::new(A::EXTENSION_WORDS[0], A::EXTENSION_WORDS[1]),
             vmas: Slab::new(vma::WORDS),
             spaces: Directory::new(),
             objects: Directory::new(),
@@ -324,7 +329,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Metadata {
             carved_bytes: bytes(carved),
             slot_bytes: bytes(slots),
-            folio_bytes: bytes(self.folios.nr_frames()),
+            folio_bytes: bytes(self.folios.nr_frames() + self.extensions.nr_frames()),
             large_folios: self.folios.in_use(),
             frames: total,
             vma_bytes: bytes(self.vmas.nr_frames() + self.slots.nr_frames() + self.shadows.nr_frames()),
@@ -335,6 +340,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Gives back the frames of empty slabs and directories; whether every frame is free then: what is left at the end.
     pub fn trim(&self) -> bool {
         self.folios.trim(&self.frames);
+        self.extensions.trim(&self.frames);
         self.vmas.trim(&self.frames);
         self.spaces.trim(&self.frames);
         self.objects.trim(&self.frames);
@@ -451,6 +457,28 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         Target::new(&self.frames, folio, self.limit.load(Relaxed))
     }
 
+    /// Where a folio belongs.
+    #[inline(always)]
+    pub fn mapping(&self, folio: Folio<'_>) -> Mapping {
+        if grows::<A>() { self.frames.mapping_of(folio) } else { folio.mapping() }
+    }
+
+    /// The pages at which the linear mapping of `vma` puts `folio`, within its range and `within`.
+    #[inline(always)]
+    pub(crate) fn window(&self, vma: Vma<'_>, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
+        vma.window(self.mapping(folio).index, folio.pages(), within)
+    }
+
+    /// Extensions in use, of folios of order 0 and of larger ones: what they have grown by for leaves of VMs.
+    pub fn extensions(&self) -> [u64; 2] {
+        self.extensions.in_use()
+    }
+
+    /// Makes room for `most` extensions of a folio: to be asked before leaves of a class are counted that it may not have had yet. False without a frame; nothing has changed then.
+    pub(crate) fn grow(&self, folio: Folio<'_>, most: usize) -> bool {
+        self.frames.grow(folio, &self.extensions, most)
+    }
+
     /// Tells the scheme of leaves of a folio; never refused when leaves go. Of one of order 0 it sees no more than the count: whoever knows that a folio is
     /// one has a few instructions here.
     #[inline(always)]
@@ -486,7 +514,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     #[inline(never)]
     fn free_folio(&self, folio: Folio<'_>) {
         self.unqueue(folio);
-        self.frames.free_folios([folio], &self.folios);
+        self.free_folios([folio]);
+    }
+
+    #[inline(always)]
+    fn free_folios<'a>(&self, folios: impl IntoIterator<Item = Folio<'a>>) {
+        let extensions = if grows::<A>() { Some(&self.extensions) } else { None };
+        self.frames.free_folios(folios, &self.folios, extensions);
     }
 
     /// Takes a folio that goes out of the deferred-split queue, if it is there.
@@ -552,7 +586,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         within: Range<u64>,
     ) -> Neighbours {
         let region = if A::NEEDS.region {
-            let window = vma.window(folio, within.clone());
+            let window = self.window(vma, folio, within.clone());
             let (start, end) = (part.page(batch.start), part.page(batch.end));
             // Nothing to count where the batch is all that this vma can hold of the folio.
             let before = window.start..start.min(window.end);
@@ -579,7 +613,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let object = |vma: &Vma<'_>| if folio.is_anon() { vma.family() } else { vma.object() };
             let of_object = self.vmas(id).filter(|other| object(other) == object(&vma));
             let leaves = |vma: Vma<'_>| {
-                let window = vma.window(folio, 0..PAGES_END);
+                let window = self.window(vma, folio, 0..PAGES_END);
                 self.space(id).table().count_of(self, window, folio.head()..folio.end()).leaves
             };
             of_object.map(leaves).sum()
@@ -612,7 +646,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             return 0;
         }
         let span = part.span();
-        let window = vma.window(folio, span.start.max(within.start)..span.end.min(within.end));
+        let window = self.window(vma, folio, span.start.max(within.start)..span.end.min(within.end));
         if window.is_empty() {
             return 0;
         }
@@ -688,13 +722,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 gone &= gone - 1;
                 Some(folio)
             });
-            self.frames.free_folios(folios, &self.folios);
+            self.free_folios(folios);
         }
         // Every CPU adds to these: once for all that was removed.
         self.statistics.subs.fetch_add(removed.len() as u64, Relaxed);
         self.statistics.note(false, file);
         self.statistics.note(true, anon);
     }
+}
+
+/// Whether folios grow under scheme `A`.
+const fn grows<A: Accounting>() -> bool {
+    A::EXTENSION_WORDS[0] > 0
 }
 
 /// A space, by its record.

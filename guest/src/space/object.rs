@@ -205,7 +205,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         new: Option<Folio<'_>>,
         before: impl FnOnce() -> bool,
     ) -> bool {
-        let mapping = folio.mapping();
+        let mapping = self.mapping(folio);
         if !self.objects.is_in_use(&self.frames, mapping.object) {
             return false;
         }

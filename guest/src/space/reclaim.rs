@@ -58,7 +58,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut at = 0;
         while object.is_file() && report.freed < frames {
             let Some(folio) = self.cached_from(&object, at..object.pages.load(Relaxed)) else { break };
-            at = folio.mapping().index + folio.pages();
+            at = self.mapping(folio).index + folio.pages();
             report.probed += 1;
             match self.reclaim_folio(folio, spare_used) {
                 Ok(()) => {
@@ -122,7 +122,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let object = self.object(object);
             let mut next = index;
             while let Some(folio) = self.cached_from(&object, next..end) {
-                let first = folio.mapping().index;
+                let first = self.mapping(folio).index;
                 next = first + folio.pages();
                 let whole = index <= first && next <= end;
                 all &= whole && self.try_to_unmap(folio).is_ok() && self.exchange_in_cache(folio, 1, None, || true);

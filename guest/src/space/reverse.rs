@@ -39,7 +39,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     pub(super) fn lock_object_of<'a>(&'a self, folio: Folio<'_>) -> Option<(Object<'a>, WordGuard<'a>)> {
         // The object may be gone, if leaves and vmas have gone since, and its number name another one, in which no leaf of the folio is found.
         let _families = lock_word(&self.families);
-        let number = folio.mapping().object;
+        let number = self.mapping(folio).object;
         if !self.objects.is_in_use(&self.frames, number) {
             return None;
         }
@@ -64,7 +64,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             &mut Flush<Removed<'a>>,
         ) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let window = vma.window(folio, 0..super::PAGES_END);
+        let window = self.window(vma, folio, 0..super::PAGES_END);
         if window.is_empty() {
             return ControlFlow::Continue(());
         }
@@ -200,7 +200,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// # Errors
     /// [`SpaceBusy`]: not every space could be looked at.
     pub fn page_leaves_by_walk(&self, folio: Folio<'_>, page: u64) -> Result<u64, SpaceBusy> {
-        let index = folio.mapping().index + page;
+        let index = self.mapping(folio).index + page;
         let mut leaves = 0;
         self.look_at_vmas(folio, |space, vma| {
             if (vma.offset()..vma.offset() + vma.pages()).contains(&index) {
@@ -248,7 +248,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let (mut regions, mut last) = (0, None);
         let _ = self.walk_settled(folio, |_, vma, _, _, _| {
             if last.replace(vma.region()) != Some(vma.region()) {
-                let window = vma.window(folio, 0..super::PAGES_END);
+                let window = self.window(vma, folio, 0..super::PAGES_END);
                 regions += u64::from(u64::from(self.pages_of(vma, folio.head()..folio.end(), window)) == folio.pages());
             }
             ControlFlow::Continue(())
@@ -476,7 +476,7 @@ mod tests {
         let machine = Machine::new(4096);
         let manager = manager::<_, Total>(&machine);
         let ([first, second], folio) = shared(&manager);
-        let file = ObjectId(folio.mapping().object);
+        let file = ObjectId(manager.mapping(folio).object);
         let pin = manager.pin(first, AT, Access::Read).unwrap();
         while_held(&manager, second, || {
             assert_eq!(manager.migrate(folio), Err(MigrateFailed::Busy(second)));

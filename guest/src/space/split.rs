@@ -161,7 +161,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let mut at = vma.start().max(base) & !(step - 1);
             while at < page {
                 if let Some(folio) = leaf_at(at).and_then(|pfn| self.folio(pfn)) {
-                    let window = vma.window(folio, span.clone());
+                    let window = self.window(vma, folio, span.clone());
                     if window.end > page && count(folio, window.start..at) == 0 && count(folio, page..window.end) > 0 {
                         counting(Call::Cut, || tell(&self.counts(folio)));
                     }
@@ -194,7 +194,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     continue;
                 }
                 let (folio, _, n) = self.batch_at(vma, &part, i, range.end, Attrs::ALL);
-                let window = vma.window(folio, 0..super::PAGES_END);
+                let window = self.window(vma, folio, 0..super::PAGES_END);
                 let frames = folio.head()..folio.end();
                 let is_first = || self.pages_of(vma, frames.clone(), window.start..part.page(i)) == 0;
                 if window.end > page && is_first() {

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::SpaceId;
 use super::rights::Prot;
 use crate::addr::{Gva, Pfn};
-use crate::folio::{Folio, Record};
+use crate::folio::Record;
 use crate::format::Attrs;
 use crate::sync::{AtomicU64, Field};
 
@@ -254,14 +254,13 @@ impl<'a> Vma<'a> {
         self.offset() + (page - self.start())
     }
 
-    /// The pages at which its linear mapping puts `folio`, within its range and `within`.
+    /// The pages at which its linear mapping puts the folio of `pages` pages that starts at `index` of its object, within its range and `within`.
     #[inline]
-    pub(crate) fn window(&self, folio: Folio<'_>, within: Range<u64>) -> Range<u64> {
-        let index = folio.mapping().index;
+    pub(super) fn window(&self, index: u64, pages: u64, within: Range<u64>) -> Range<u64> {
         let (start, end) = (self.start().max(within.start), self.end().min(within.end));
         // Page of the folio's first page; may lie below 0 in the vma's terms, so do it with sums.
         let first = (self.start() + index).saturating_sub(self.offset());
-        let end_of_folio = (self.start() + index + folio.pages()).saturating_sub(self.offset());
+        let end_of_folio = (self.start() + index + pages).saturating_sub(self.offset());
         first.clamp(start, end.max(start))..end_of_folio.clamp(start, end.max(start))
     }
 

@@ -17,7 +17,7 @@ use super::slot::SlotFlags;
 use super::{AsId, RootId, Vm, VmAccess, VmFaultError, VmId, in_format};
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::format::{Attrs, Entry, Format, Leaf};
-use crate::mapcount::{Accounting, Classes, Refused};
+use crate::mapcount::{Accounting, Class, Classes, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{PageTable, Place, Tables};
 use crate::space::{Access, Manager, PAGES_END};
@@ -88,7 +88,7 @@ pub enum ComposeError {
     NoRoot,
     /// The VM or the root is retired.
     Zombie,
-    /// No frame for a table.
+    /// No frame for a table, or for the counts of the folio.
     OutOfFrames,
 }
 
@@ -565,9 +565,14 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         if let Some(folio) = folio.filter(|_| kind == Kind::Nested) {
             let batch = nested_batch(vm, at, entry.id().raw(), folio, first, n);
             let beside = self.beside_nested(vm, at, folio, &slot.gfns());
-            if let Err(refused) = Classes::<A>::add(&self.counts(folio), &batch, beside) {
+            let counted = if self.make_room(folio, Class::Nested) {
+                Classes::<A>::add(&self.counts(folio), &batch, beside).map_err(ComposeError::Refused)
+            } else {
+                Err(ComposeError::OutOfFrames)
+            };
+            if let Err(error) = counted {
                 range.for_each(|i| self.set_origin(at, i, 0));
-                return Err(ComposeError::Refused(refused).into());
+                return Err(error.into());
             }
         }
         self.set_leaves(vm, at, range, Leaf { pfn: first, attrs: due.leaf.attrs });

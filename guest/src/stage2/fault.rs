@@ -14,7 +14,7 @@ use super::{AsId, Vm, VmId, in_format};
 use crate::addr::{Gva, Level, Order, Pfn};
 use crate::folio::Folio;
 use crate::format::{Attrs, Entry, Format, Leaf, LongMode};
-use crate::mapcount::{Accounting, Classes, Refused};
+use crate::mapcount::{Accounting, Class, Classes, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{OpenError, PageTable, Part};
 use crate::space::{Access, FaultError, Manager, Space, Vma, VmaFlags};
@@ -70,7 +70,7 @@ pub enum VmFaultError {
     Host(FaultError),
     /// The folio has as many leaves as it may.
     Refused(Refused),
-    /// No frame for a table.
+    /// No frame for a table, or for the counts of the folio.
     OutOfFrames,
     /// The VM is retired.
     Zombie,
@@ -191,8 +191,8 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let (folio, _) = self.cached_folio(vma.object(), index).map_err(|out_of_frames| {
                 VmFaultError::Host(if out_of_frames { FaultError::OutOfFrames } else { FaultError::BeyondEnd })
             })?;
-            let window = vma.window(folio, 0..crate::space::PAGES_END);
-            let first = vma.index(window.start) - folio.mapping().index;
+            let window = self.window(vma, folio, 0..crate::space::PAGES_END);
+            let first = vma.index(window.start) - self.mapping(folio).index;
             let behind = Behind {
                 first: folio.head().add(first),
                 pages: window,
@@ -345,6 +345,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let kind = if let Some(folio) = folio {
             let batch = stage2_batch(vm, entry, &part, pfn.raw() - folio.head().raw(), range.len());
             let beside = self.beside_in_slot(root, &part, entry.get().gfns(), folio, range.clone());
+            if !self.make_room(folio, Class::Vm) {
+                return Err(VmFaultError::OutOfFrames);
+            }
             Classes::<A>::add(&self.counts(folio), &batch, beside).map_err(VmFaultError::Refused)?;
             self.install_tracked(vm, view, &part, range.clone(), Leaf { pfn, attrs });
             VmFaultKind::Mapped

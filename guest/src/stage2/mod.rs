@@ -53,7 +53,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::addr::{Level, Pfn};
 use crate::folio::{Folio, Record};
 use crate::format::{Format, Leaf};
-use crate::mapcount::{Accounting, Classes, Neighbours};
+use crate::mapcount::{Accounting, Class, Classes, Neighbours};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{PageTable, Part, Place, Tables};
 use crate::space::{Manager, MapError, SpaceId};
@@ -301,6 +301,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 Err(error)
             }
         }
+    }
+
+    /// Sees to it that leaves of `class` of the folio can be counted: before any are. False without a frame; nothing has changed then. The caller keeps the folio from being freed.
+    pub fn make_room(&self, folio: Folio<'_>, class: Class) -> bool {
+        let most = Classes::<A>::extensions(folio.is_small(), class);
+        most == 0 || self.grow(folio, most)
     }
 }
 

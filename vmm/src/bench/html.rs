@@ -5,7 +5,7 @@ use std::fmt::Write;
 use quire::abi::bench::{Operation, Scope};
 
 use super::beside::{self, Beside};
-use super::rows::{Bench, Ledger, NestedLayers, Row};
+use super::rows::{Bench, Ledger, METADATA, NestedLayers, Row};
 use super::text::{HOW, LAYERS, NESTED_HOW, NESTED_LAYERS, per, shape_of, time, value};
 use crate::page::{self, row_of};
 use crate::svg::{Axis, Bar, COLOURS, Curve, Stack, bars, curves, escape, stacks};
@@ -362,18 +362,25 @@ fn launch(html: &mut String, bench: &Bench) {
 }
 
 fn metadata(html: &mut String, bench: &Bench) {
-    let rows: Vec<_> = bench.headlines("metadata").collect();
+    let rows: Vec<_> = METADATA.into_iter().flat_map(|what| bench.headlines(what)).collect();
     if rows.is_empty() {
         return;
     }
-    *html += "<h2>Metadata</h2><p>Look-up, descriptors and per-page counts with 64 MiB mapped whole, 1 GiB at order 9; tables and vmas apart.</p><table>";
-    row_of(html, "th", &["order", "scheme", "bytes a frame", "bytes a folio"].map(str::to_owned));
+    *html += "<h2>Metadata</h2><p>Look-up, descriptors and per-page counts with 64 MiB mapped whole, 1 GiB at order 9; tables and vmas apart. Compact, grown: where VMs are counted too, of \
+        folios that no VM has mapped, and of folios that one has.</p><table>";
+    row_of(html, "th", &["what", "order", "scheme", "bytes a frame", "bytes a folio"].map(str::to_owned));
     for pair in rows.chunks_exact(2) {
         let scheme = pair[0].scheme.clone().unwrap_or_default();
         row_of(
             html,
             "td",
-            &[pair[0].shape(), scheme, format!("{:.2}", pair[0].quire), format!("{:.1}", pair[1].quire)],
+            &[
+                pair[0].what.clone(),
+                pair[0].shape(),
+                scheme,
+                format!("{:.2}", pair[0].quire),
+                format!("{:.1}", pair[1].quire),
+            ],
         );
     }
     *html += "</table>";

@@ -12,7 +12,7 @@ use quire::mapcount::Scheme;
 
 use super::launch;
 use super::plan::{Frames, Plan};
-use super::rows::{Bench, Distribution, Layers, Recording, Row, Turn};
+use super::rows::{Bench, Distribution, Layers, METADATA, Recording, Row, Turn};
 use super::vms::{self, Vms};
 use crate::doctor::Host;
 use crate::error::Error;
@@ -390,21 +390,34 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// What the manager keeps for 64 MiB that are mapped whole, or for 1 GiB at order 9, by shape.
+/// What the manager keeps for 64 MiB that are mapped whole, or for 1 GiB at order 9, by shape: where there are processes alone; where VMs are counted too, but none has mapped any
+/// of it; and where one has mapped all of it.
 fn metadata(options: &Options, scheme: Scheme) -> Result<Vec<Row>, Error> {
-    let (huge, small) = options.shapes.iter().partition(|shape| shape.order >= Order::HUGE);
-    let mut rows = metadata_with(options, scheme, small, METADATA_PAGES[0])?;
-    rows.extend(metadata_with(options, scheme, huge, METADATA_PAGES[1])?);
+    let (huge, small): (Vec<_>, Vec<_>) = options.shapes.iter().partition(|shape| shape.order >= Order::HUGE);
+    let mut rows = Vec::new();
+    for (shapes, pages) in [(small, METADATA_PAGES[0]), (huge, METADATA_PAGES[1])] {
+        rows.extend(metadata_with(options, scheme, &shapes, pages, Operation::Fault)?);
+        if vms::SCHEMES.contains(&scheme) {
+            rows.extend(metadata_with(options, scheme, &shapes, pages, Operation::Stage2Fault)?);
+        }
+    }
+    rows.sort_by_key(|row| METADATA.iter().position(|&what| what == row.what));
     Ok(rows)
 }
 
-fn metadata_with(options: &Options, scheme: Scheme, shapes: Vec<Shape>, pages: u64) -> Result<Vec<Row>, Error> {
+fn metadata_with(
+    options: &Options,
+    scheme: Scheme,
+    shapes: &[Shape],
+    pages: u64,
+    operation: Operation,
+) -> Result<Vec<Row>, Error> {
     if shapes.is_empty() {
         return Ok(Vec::new());
     }
     let plan = Plan {
-        operations: vec![Operation::Fault],
-        shapes: shapes.clone(),
+        operations: vec![operation],
+        shapes: shapes.to_vec(),
         scheme,
         ring: options.ring,
         frames: Frames::KnownZero,
@@ -416,27 +429,35 @@ fn metadata_with(options: &Options, scheme: Scheme, shapes: Vec<Shape>, pages: u
     let outcome = boot(&plan, options)?;
     let general = outcome.general();
     let mut rows = Vec::new();
-    for shape in shapes {
-        let found = metadata_of(&general[word::metadata(shape.index())..]);
-        let bytes = (found.carved_bytes + found.slot_bytes + found.folio_bytes) as f64;
-        let folios = general[word::FOLIOS + shape.index()] as f64;
-        for (value, unit) in [(bytes / pages as f64, "bytes per frame"), (bytes / folios, "bytes per folio")] {
-            rows.push(Row {
-                what: "metadata".to_owned(),
-                order: Some(shape.order.get()),
-                leaf: Some(shape.level.leaf_order().get()),
-                frames: None,
-                scheme: Some(scheme.name().to_owned()),
-                headline: true,
-                quire: value,
-                floor: None,
-                peers: BTreeMap::new(),
-                unit: unit.to_owned(),
-                percentiles: None,
-                floor_percentiles: None,
-                turns: Vec::new(),
-                histogram: Vec::new(),
-            });
+    for &shape in shapes {
+        let index = shape.index();
+        let found: &[_] = if vms::is_of_vms(operation) {
+            &[(METADATA[1], word::compact(index)), (METADATA[2], word::metadata(index))]
+        } else {
+            &[(METADATA[0], word::metadata(index))]
+        };
+        let folios = shape.folios(pages) as f64;
+        for &(what, first) in found {
+            let found = metadata_of(&general[first..]);
+            let bytes = (found.carved_bytes + found.slot_bytes + found.folio_bytes) as f64;
+            for (value, unit) in [(bytes / pages as f64, "bytes per frame"), (bytes / folios, "bytes per folio")] {
+                rows.push(Row {
+                    what: what.to_owned(),
+                    order: Some(shape.order.get()),
+                    leaf: Some(shape.level.leaf_order().get()),
+                    frames: None,
+                    scheme: Some(scheme.name().to_owned()),
+                    headline: true,
+                    quire: value,
+                    floor: None,
+                    peers: BTreeMap::new(),
+                    unit: unit.to_owned(),
+                    percentiles: None,
+                    floor_percentiles: None,
+                    turns: Vec::new(),
+                    histogram: Vec::new(),
+                });
+            }
         }
     }
     Ok(rows)

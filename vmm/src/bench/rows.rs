@@ -58,6 +58,9 @@ impl Distribution {
     }
 }
 
+/// What rows of metadata are called: of processes alone; with the classes of VMs counted, of folios that no VM has mapped; of folios that one has.
+pub const METADATA: [&str; 3] = ["metadata", "metadata_compact", "metadata_grown"];
+
 /// Percentiles, in the unit of the row.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {

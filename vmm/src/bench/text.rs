@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::rows::{Bench, Layers, NestedLayers, Row};
+use super::rows::{Bench, Layers, METADATA, NestedLayers, Row};
 use crate::report::Time;
 
 /// A row's number with a unit that fits it.
@@ -227,21 +227,24 @@ impl Bench {
         }
         writeln!(
             f,
-            "\n{:<9} {:<11} {:<18} {:>10} {:>10}  of 64 MiB mapped whole, of 1 GiB at order 9; tables and vmas apart",
+            "\n{:<16} {:<11} {:<11} {:>10} {:>10}  of 64 MiB mapped whole, of 1 GiB at order 9; tables and vmas apart",
             "metadata", "order", "scheme", "a frame", "a folio"
         )?;
-        let rows: Vec<_> = self.headlines("metadata").collect();
+        let rows: Vec<_> = METADATA.into_iter().flat_map(|what| self.headlines(what)).collect();
         for pair in rows.chunks_exact(2) {
             writeln!(
                 f,
-                "{:<9} {:<11} {:<18} {:>10} {:>10}",
-                "",
+                "{:<16} {:<11} {:<11} {:>10} {:>10}",
+                pair[0].what,
                 pair[0].shape(),
                 pair[0].scheme.as_deref().unwrap_or("-"),
                 value(pair[0], pair[0].quire),
                 value(pair[1], pair[1].quire)
             )?;
         }
-        Ok(())
+        writeln!(
+            f,
+            "compact, grown: where VMs are counted too, of folios that no VM has mapped, and of folios that one has"
+        )
     }
 }

@@ -18,6 +18,8 @@ const PAGES: u64 = 4096;
 const ROUNDS: u64 = 4;
 /// The least.
 pub const LEAST_MEMORY: u64 = 4 << 20;
+/// The schemes that count VMs in the kernel's benchmark.
+pub(super) const SCHEMES: [Scheme; 2] = [Scheme::None, Scheme::Total];
 /// Those of the operations that are about the end of a VM.
 const END: [Operation; 2] = [Operation::VmTeardown, Operation::VmmTeardown];
 
@@ -38,7 +40,7 @@ impl Vms {
     /// # Errors
     /// When no VM can be counted by a scheme, the size is none of whole folios, or the host lacks the engine.
     pub fn new(schemes: Vec<Scheme>, stage2: Stage2, memory: Option<u64>) -> Result<Self, Error> {
-        if let Some(scheme) = schemes.iter().find(|scheme| !matches!(scheme, Scheme::None | Scheme::Total)) {
+        if let Some(scheme) = schemes.iter().find(|scheme| !SCHEMES.contains(scheme)) {
             return Err(Error::Usage(format!("--scheme {scheme}: VMs are benchmarked under `none` and `total`")));
         }
         let memory = memory.unwrap_or_else(default_memory);

@@ -6,7 +6,7 @@ use quire::abi::bench::{FLOOR_FAULTS, Layer, Operation};
 use quire::addr::{ENTRIES, Level, Pfn};
 use quire::folio::Folio;
 use quire::format::{Attrs, Ept, Format, Leaf, LongMode, Npt};
-use quire::mapcount::{Accounting, Batch, Class, Classes, Neighbours};
+use quire::mapcount::{Accounting, Batch, Class, Classes, Neighbours, Refused};
 use quire::memory::Memory;
 use quire::nest::GuestMemory;
 use quire::space::Access;
@@ -121,6 +121,9 @@ pub(super) fn ledger<A: Accounting>(scene: &Scene<'_, '_, A>) -> Result<(), &'st
         .time_layer(Layer::Ledger, || {
             all().try_for_each(|(folio, batches)| {
                 batches.iter().try_for_each(|batch| {
+                    if batch.class != Class::Process && !host.make_room(*folio, batch.class) {
+                        return Err(Refused::Class);
+                    }
                     Classes::<A>::add(&host.counts(*folio), batch, Neighbours::default()).map(drop)
                 })
             })

@@ -120,11 +120,16 @@ impl<A: Accounting> Scene<'_, '_, A> {
         if is_full {
             let index = self.clock.shape.index();
             results.general(word::FOLIOS + index).store(found.folios, Relaxed);
-            for (i, value) in metadata_words(&self.host.metadata()).into_iter().enumerate() {
-                results.general(word::metadata(index) + i).store(value, Relaxed);
-            }
+            self.note_metadata(word::metadata(index));
         }
         Ok(())
+    }
+
+    /// Notes what the metadata takes now, from word `first` on.
+    fn note_metadata(&self, first: usize) {
+        for (i, value) in metadata_words(&self.host.metadata()).into_iter().enumerate() {
+            self.run.results.general(first + i).store(value, Relaxed);
+        }
     }
 
     /// Notes faults that were not what their operation means.

@@ -1,6 +1,6 @@
 //! What is done to a VM as a whole.
 
-use quire::abi::bench::Operation;
+use quire::abi::bench::{Operation, word};
 use quire::addr::Level;
 use quire::mapcount::Accounting;
 use quire::stage2::AsId;
@@ -13,6 +13,7 @@ pub(super) fn life<A: Accounting>(scene: &Scene<'_, '_, A>) -> Result<(), &'stat
     let Scene { plan, host, clock, .. } = scene;
     let tenant = Tenant::new(scene, plan.pages)?;
     tenant.host_faults()?;
+    scene.note_metadata(word::compact(clock.shape.index()));
     tenant.stage2_faults(plan.wants(Operation::Stage2Fault).then_some(Operation::Stage2Fault), 0)?;
     scene.check(true)?;
     if host.vm_pages(tenant.vm) != plan.pages {
