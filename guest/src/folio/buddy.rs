@@ -345,11 +345,19 @@ impl<M: Memory> Frames<M> {
         self.slot_frames
     }
 
-    /// The slot of `pfn`, whose block must be broken.
-    #[inline]
-    pub(super) fn slot(&self, pfn: Pfn) -> &[AtomicU64] {
-        let (frame, at) = self.slot_at(pfn);
-        &frame.0[at..at + self.slot_words]
+    /// The slot of `pfn`, of `words` words, whose block must be broken.
+    #[inline(always)]
+    pub(super) fn slot(&self, pfn: Pfn, words: usize) -> &[AtomicU64] {
+        let place = self.place_if_displaced(pfn);
+        self.sized_slot(place, pfn, words)
+    }
+
+    /// As [`slot`](Self::slot), of a block whose slots start at its frame `place`.
+    #[inline(always)]
+    fn sized_slot(&self, place: u64, pfn: Pfn, words: usize) -> &[AtomicU64] {
+        debug_assert_eq!(words, self.slot_words);
+        let (frame, at) = self.slot_from(place, pfn, words);
+        &frame.0[at..at + words]
     }
 
     /// The first two words of the slot of `pfn`: all that there is but for counts of further observers.
@@ -361,9 +369,13 @@ impl<M: Memory> Frames<M> {
 
     #[inline]
     fn slot_at(&self, pfn: Pfn) -> (&Frame, usize) {
+        self.slot_from(self.place_if_displaced(pfn), pfn, self.slot_words)
+    }
+
+    #[inline(always)]
+    fn place_if_displaced(&self, pfn: Pfn) -> u64 {
         // Who was told of a frame in a displaced block was told by who displaced it, or later.
-        let place = if self.displaced.load(Relaxed) == 0 { 0 } else { self.place_of(pfn) };
-        self.slot_from(place, pfn)
+        if self.displaced.load(Relaxed) == 0 { 0 } else { self.place_of(pfn) }
     }
 
     /// Whether `pfn` is in a block whose slots do not stand in its first frames.
@@ -378,10 +390,10 @@ impl<M: Memory> Frames<M> {
         block::PLACE.of(self.directory_word(pfn.raw() / BLOCK).load(Acquire))
     }
 
-    /// Where the slot of `pfn` is, if the slots of its block start at its frame `place`.
-    #[inline]
-    fn slot_from(&self, place: u64, pfn: Pfn) -> (&Frame, usize) {
-        let word = (pfn.raw() % BLOCK) as usize * self.slot_words;
+    /// Where the slot of `pfn` is, if the slots of its block, of `words` words each, start at its frame `place`.
+    #[inline(always)]
+    fn slot_from(&self, place: u64, pfn: Pfn, words: usize) -> (&Frame, usize) {
+        let word = (pfn.raw() % BLOCK) as usize * words;
         let frame = Pfn::new(pfn.raw() / BLOCK * BLOCK + place + (word / ENTRIES) as u64);
         (self.memory.frame(frame), word % ENTRIES)
     }
@@ -389,13 +401,13 @@ impl<M: Memory> Frames<M> {
     /// As [`slot_head`](Self::slot_head), of a block whose slots start at its frame `place`.
     #[inline]
     pub(super) fn slot_head_from(&self, place: u64, pfn: Pfn) -> &[AtomicU64; 2] {
-        let (frame, at) = self.slot_from(place, pfn);
+        let (frame, at) = self.slot_from(place, pfn, self.slot_words);
         &frame.0.as_chunks().0[at / 2]
     }
 
-    /// Where the descriptor of the folio that `pfn` belongs to is; `None` when no folio lives there.
+    /// Where the descriptor of the folio that `pfn` belongs to is; `None` when no folio lives there. Slots have `words` words.
     #[inline(always)]
-    pub(super) fn find(&self, pfn: Pfn) -> Option<Found<'_>> {
+    pub(super) fn find(&self, pfn: Pfn, words: usize) -> Option<Found<'_>> {
         if !self.manages(pfn) {
             return None;
         }
@@ -403,9 +415,9 @@ impl<M: Memory> Frames<M> {
         let word = self.directory_word(pfn.raw() / BLOCK).load(Acquire);
         match block::KIND.of(word) {
             block::FOLIO => Some(Found::Large(Record::from_raw(block::RECORD.of(word) as u32))),
-            block::BROKEN => self.find_slot(0, pfn),
+            block::BROKEN => self.find_slot(0, pfn, words),
             block::COARSE => self.find_coarse(word, pfn),
-            _ => self.find_displaced(word, pfn),
+            _ => self.find_displaced(word, pfn, words),
         }
     }
 
@@ -426,21 +438,19 @@ impl<M: Memory> Frames<M> {
             block::DISPLACED => block::PLACE.of(word),
             _ => return to_block_end,
         };
-        let (frame, at) = self.slot_from(place, pfn);
-        let slot = &frame.0[at..at + self.slot_words];
+        let slot = self.slot_head_from(place, pfn);
         if KIND.get(&slot[1]) == Kind::Free as u64 { 1 << slot::ORDER.get(&slot[1]) } else { 1 }
     }
 
     #[cold]
-    fn find_displaced(&self, word: u64, pfn: Pfn) -> Option<Found<'_>> {
-        if block::KIND.of(word) == block::DISPLACED { self.find_slot(block::PLACE.of(word), pfn) } else { None }
+    fn find_displaced(&self, word: u64, pfn: Pfn, words: usize) -> Option<Found<'_>> {
+        if block::KIND.of(word) == block::DISPLACED { self.find_slot(block::PLACE.of(word), pfn, words) } else { None }
     }
 
     /// The folio of `pfn`, in a block whose slots start at its frame `place`.
     #[inline(always)]
-    fn find_slot(&self, place: u64, pfn: Pfn) -> Option<Found<'_>> {
-        let (frame, at) = self.slot_from(place, pfn);
-        let slot = &frame.0[at..at + self.slot_words];
+    fn find_slot(&self, place: u64, pfn: Pfn, words: usize) -> Option<Found<'_>> {
+        let slot = self.sized_slot(place, pfn, words);
         match KIND.get(&slot[1]) {
             kind if kind == Kind::Small as u64 => Some(Found::Small(slot)),
             kind if kind == Kind::Large as u64 => Some(Found::of_head(&slot[0])),

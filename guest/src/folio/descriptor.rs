@@ -61,6 +61,15 @@ pub(crate) const HEADER_WORDS: usize = 4;
 /// Words of a small descriptor before the counts of further observers.
 pub(crate) const SMALL_HEADER_WORDS: usize = 2;
 
+/// Words of the two forms of a descriptor. Whoever knows the scheme knows them when it is compiled: the look-up is half as long then.
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    /// Of a slot.
+    pub(crate) slot: usize,
+    /// Of a record.
+    pub(crate) record: usize,
+}
+
 /// What a folio is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FolioFlags(u8);

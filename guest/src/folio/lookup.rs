@@ -1,7 +1,7 @@
 //! From a frame to its folio, and the life of a descriptor.
 
 use super::buddy::{Found, Frames, Run};
-use super::descriptor::{Folio, FolioFlags, Kind, Mapping};
+use super::descriptor::{Folio, FolioFlags, Kind, Mapping, Words};
 use super::extension::Extensions;
 use super::slab::Slab;
 use crate::addr::{Order, Pfn};
@@ -9,24 +9,24 @@ use crate::memory::Memory;
 use crate::sync::AtomicU64;
 
 impl<M: Memory> Frames<M> {
-    /// The folio that `pfn` belongs to. `words` is the size of a large descriptor.
+    /// The folio that `pfn` belongs to.
     #[inline(always)]
-    pub(crate) fn folio(&self, pfn: Pfn, words: usize) -> Option<Folio<'_>> {
-        Some(match self.find(pfn)? {
+    pub(crate) fn folio(&self, pfn: Pfn, words: Words) -> Option<Folio<'_>> {
+        Some(match self.find(pfn, words.slot)? {
             Found::Small(words) => Folio::small(pfn, words),
-            Found::Large(record) => Folio::large(record, self.record(record, words)),
+            Found::Large(record) => Folio::large(record, self.record(record, words.record)),
         })
     }
 
     /// A new folio of `order` without references, in frames known to be zero if `want_zero` and there are such: then the answer's other half is true. `None` without
-    /// frames for it or for its record, which is one of `words` words. The lock of the frames is held while `served` is told of the frames.
+    /// frames for it or for its record. The lock of the frames is held while `served` is told of the frames.
     #[inline(always)]
     pub(crate) fn new_folio(
         &self,
         order: Order,
         want_zero: bool,
         (flags, mapping): (FolioFlags, Mapping),
-        (records, words): (&Slab, usize),
+        (records, words): (&Slab, Words),
         served: impl FnOnce(&Run),
     ) -> Option<(Folio<'_>, bool)> {
         let (Run { pfn, zeroed }, record) = {
@@ -45,8 +45,8 @@ impl<M: Memory> Frames<M> {
             (run, record)
         };
         let words = match record {
-            None => self.slot(pfn),
-            Some(record) => self.record(record, words),
+            None => self.slot(pfn, words.slot),
+            Some(record) => self.record(record, words.record),
         };
         let folio = Folio::undescribed(record, pfn, order, words);
         folio.init(flags, mapping);
@@ -82,15 +82,17 @@ impl<M: Memory> Frames<M> {
     }
 
     /// The word that locks a table page.
-    pub(crate) fn table_lock(&self, table: Pfn) -> &AtomicU64 {
-        self.marked(table)
+    #[inline(always)]
+    pub(crate) fn table_lock(&self, table: Pfn, words: Words) -> &AtomicU64 {
+        &self.slot(table, words.slot)[0]
     }
 
     /// The first frame of a new folio of `order`, for models of the look-up alone.
     #[cfg(loom)]
     pub fn folio_for_models(&self, order: Order, records: &Slab) -> Option<Pfn> {
         let what = (FolioFlags::ANON, Mapping { object: 1, index: 0 });
-        self.new_folio(order, true, what, (records, records.words()), |_| ()).map(|(folio, _)| folio.head())
+        self.new_folio(order, true, what, (records, self.words_for_models(records)), |_| ())
+            .map(|(folio, _)| folio.head())
     }
 
     /// The folio of `pfn`, for models of what becomes of its descriptor.
@@ -111,9 +113,14 @@ impl<M: Memory> Frames<M> {
         self.mapping_of(folio)
     }
 
+    #[cfg(loom)]
+    fn words_for_models(&self, records: &Slab) -> Words {
+        Words { slot: 2, record: records.words() }
+    }
+
     /// First frame and order of the folio of `pfn`, for models of the look-up alone.
     #[cfg(loom)]
     pub fn find_for_models(&self, pfn: Pfn, records: &Slab) -> Option<(Pfn, Order)> {
-        self.folio(pfn, records.words()).map(|folio| (folio.head(), folio.order()))
+        self.folio(pfn, self.words_for_models(records)).map(|folio| (folio.head(), folio.order()))
     }
 }

@@ -25,7 +25,7 @@ mod slab;
 pub(crate) use buddy::add_to;
 pub use buddy::{FrameStats, Frames, InitError, Run};
 pub use descriptor::{Folio, FolioFlags, Mapping, REF_LIMIT};
-pub(crate) use descriptor::{HEADER_WORDS, SMALL_HEADER_WORDS, is_anon};
+pub(crate) use descriptor::{HEADER_WORDS, SMALL_HEADER_WORDS, Words, is_anon};
 pub use directory::Directory;
 pub use extension::Extensions;
 pub(crate) use extension::MOST_WORDS;

@@ -53,7 +53,7 @@ pub use zero_one_two_many::ZeroOneTwoMany;
 use core::fmt;
 
 use crate::addr::{Order, Pfn};
-use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS, is_anon};
+use crate::folio::{Folio, Frames, HEADER_WORDS, SMALL_HEADER_WORDS, Words, is_anon};
 use crate::memory::Memory;
 use crate::sync::{AtomicU64, Count32};
 use query::{Asked, answers_agree, ensure, pages_of};
@@ -311,6 +311,12 @@ const _: () = {
 
 const fn is_large_of_bytes<A: Accounting>(bytes: usize, page_counts: usize) -> bool {
     A::STATE_WORDS * 8 == bytes && A::SMALL_EXTRA == 0 && A::PAGE_COUNTS == page_counts
+}
+
+/// Words of descriptors under scheme `A`.
+#[inline(always)]
+pub(crate) const fn descriptor_words<A: Accounting>() -> Words {
+    Words { slot: small_descriptor_words::<A>(), record: large_descriptor_words::<A>() }
 }
 
 /// Words of the descriptor of a folio of order 0 under scheme `A`.

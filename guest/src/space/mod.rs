@@ -49,7 +49,8 @@ use crate::folio::{
 };
 use crate::format::LongMode;
 use crate::mapcount::{
-    Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, large_descriptor_words, small_descriptor_words,
+    Accounting, Batch, COUNT_LIMIT, Delta, Neighbours, Refused, Target, descriptor_words, large_descriptor_words,
+    small_descriptor_words,
 };
 use crate::memory::{FlushScope, Memory, Tlb};
 use crate::page_table::{FLUSH_CAPACITY, Flush, PageTable, Part, Tables};
@@ -448,7 +449,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// The folio that frame `pfn` belongs to.
     #[inline(always)]
     pub fn folio(&self, pfn: Pfn) -> Option<Folio<'_>> {
-        self.frames.folio(pfn, large_descriptor_words::<A>())
+        self.frames.folio(pfn, descriptor_words::<A>())
     }
 
     /// The counts of a folio, for the queries of its scheme.
@@ -494,7 +495,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// A folio of `order` without references; its contents are zero if `clear`.
     #[inline(always)]
     fn new_folio(&self, order: Order, flags: FolioFlags, mapping: Mapping, clear: bool) -> Option<Folio<'_>> {
-        let records = (&self.folios, large_descriptor_words::<A>());
+        let records = (&self.folios, descriptor_words::<A>());
         let (folio, zeroed) = self.frames.new_folio(order, clear, (flags, mapping), records, |run| {
             if clear && run.zeroed {
                 add_to(&self.statistics.known_zero, order.pages() as i64);
@@ -806,7 +807,7 @@ impl<M: Memory + Tlb, A: Accounting> Tables for Manager<M, A> {
 
     #[inline(always)]
     fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        lock_word(self.frames.table_lock(table))
+        lock_word(self.frames.table_lock(table, descriptor_words::<A>()))
     }
 
     fn alloc_table(&self) -> Option<Pfn> {
