@@ -234,7 +234,6 @@ fn a_walk_is_stopped_where_it_should_be() {
     part.clear(part.index(page), 1);
     part.install(part.index(page), 1, Leaf { pfn: Pfn::new(3 * GIB + WITHIN), attrs: everything() });
     assert!(look(true).is_ok());
-    drop(part);
 
     // The guest's own leaf.
     let last = frames.word(((4 * GIB + WITHIN) << 12) + 8 * (ADDRESS >> 12 & 511));

@@ -98,7 +98,7 @@ impl<M: Memory> Frames<M> {
     /// The folio of `pfn`, for models of what becomes of its descriptor.
     #[cfg(loom)]
     pub fn described_for_models(&self, pfn: Pfn, records: &Slab) -> Option<Folio<'_>> {
-        self.folio(pfn, records.words())
+        self.folio(pfn, self.words_for_models(records))
     }
 
     /// [`grow`](Self::grow), for models.
