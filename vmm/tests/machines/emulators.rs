@@ -2,13 +2,12 @@
 //!
 //! QEMU and Bochs are two MMUs more that are not ours, and Bochs' TLB keeps what is not flushed.
 
-mod needs;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use crate::needs;
 use quire::abi::{BootInfo, OP_WORDS, bell, boot, checksum, flags, nested, results, ring};
 use quire::exercise::example::EXPECTED;
 use quire::mapcount::Scheme;

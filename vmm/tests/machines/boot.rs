@@ -2,10 +2,9 @@
 
 #![expect(unsafe_code, reason = "one test takes memory away from under the guest")]
 
-mod needs;
-
 use std::time::Duration;
 
+use crate::needs;
 use quire::abi::results::{LOOP_RING0, LOOP_RING3, RING, ROOT, STAMP_PAIR};
 use quire::abi::{OP_WORDS, boot, checksum, flags, nested, ring, sample, stamp};
 use quire_vmm::cpuid::Guests;

@@ -1,11 +1,10 @@
 //! The kernel's benchmark under KVM and under QEMU, and what `quire bench` makes of it.
 
-mod needs;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use crate::needs;
 use quire::abi::bench::{Operation, SHAPES, Scope, Shape, batch, spare, word};
 use quire::abi::{bell, boot};
 use quire::mapcount::Scheme;

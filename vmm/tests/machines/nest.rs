@@ -1,8 +1,6 @@
 //! Replays inside of a tenant VM, on composed tables that KVM's MMU walks: random histories with the VMM at work on the VM's memory, both levels recounted after every
 //! operation, every word that the processes read compared with what it must be.
 
-mod needs;
-
 use quire::exercise::example::EXPECTED;
 use quire::mapcount::Scheme;
 use quire_fixtures::history;
@@ -11,6 +9,7 @@ use quire_vmm::nested::{self, Exercise, Job};
 use quire_vmm::replay::{Backend, Config, Measured, Ring, Stage2, replay};
 use quire_vmm::workload::Workload;
 
+use crate::needs;
 /// The words of level 0.
 use quire::abi::nest::word;
 

@@ -1,8 +1,7 @@
 //! The main job, in a VM: traces and random histories on real page tables, at both rings, with every scheme beside the oracle, and
 //! two walkers that are not ours.
 
-mod needs;
-
+use crate::needs;
 use quire::abi::replay::word;
 use quire::addr::Level;
 use quire::mapcount::Scheme;

@@ -1,14 +1,13 @@
 //! The worked scenarios as data files: played in this process and in a VM, every counter and answer must be what the tables of
 //! `guest/SCHEMES.md` say. The tables are read from that file, and every row of them must have a scenario.
 
-mod needs;
-
 use std::collections::BTreeSet;
 
+use crate::needs;
 use quire_vmm::explain::{Explained, SCRIPTS, Script, Sure, Told, Word};
 use quire_vmm::replay::{Backend, Ring};
 
-const SCHEMES: &str = include_str!("../../guest/SCHEMES.md");
+const SCHEMES: &str = include_str!("../../../guest/SCHEMES.md");
 const TRUTH: &str = "The ground truth";
 const COUNTERS: &str = "The counters";
 const ANSWERS: &str = "The answers";
