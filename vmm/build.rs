@@ -2,7 +2,8 @@
 //!
 //! Always release with link-time optimisation, whatever this package is built as: a debug kernel takes minutes on hosts
 //! that emulate ring 0, and only whole-program code generation keeps the precompiled `core` free of SSE. The target
-//! folder is its own, so the outer cargo's lock is no obstacle and a rebuild is incremental.
+//! folder is its own, so the outer cargo's lock is no obstacle; debug and release have it in common, as they embed the
+//! same kernel.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,9 @@ fn main() {
     let guest = Path::new(&var("CARGO_MANIFEST_DIR")).join("../guest").canonicalize().unwrap_or_else(|error| {
         fail(&format!("the kernel's source should be in ../guest: {error}"));
     });
-    let target_dir = Path::new(&var("OUT_DIR")).join("kernel");
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE/out.
+    let out_dir = PathBuf::from(var("OUT_DIR"));
+    let target_dir = out_dir.ancestors().nth(4).unwrap_or(&out_dir).join("kernel");
     for path in ["src", "Cargo.toml"] {
         println!("cargo:rerun-if-changed={}", guest.join(path).display());
     }
