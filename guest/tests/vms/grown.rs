@@ -1,11 +1,10 @@
 //! Folios that grow: where VMs are counted a descriptor costs what it does without them, until a VM maps the folio; then it costs the extension more, and that is given back with
 //! the folio. A leaf that cannot be counted for want of memory is not entered.
 
-mod world;
-
 use std::sync::Barrier;
 use std::thread;
 
+use crate::world::{BASE, RW, World, at, machine_of};
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{
@@ -19,7 +18,6 @@ use quire::space::{Access, Manager, Map, Policy, SpaceId};
 use quire::stage2::{
     AsId, Backing, ComposeError, Kind, RootId, Slot, SlotFlags, Stage2Format, VmAccess, VmFaultError, VmFaultKind, VmId,
 };
-use world::{BASE, RW, World, at, machine_of};
 
 const FRAMES: u64 = 40 * 512;
 const PLAIN: SlotFlags = SlotFlags::LOGGING.without(SlotFlags::LOGGING);
