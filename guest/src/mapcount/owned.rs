@@ -182,16 +182,19 @@ impl<X: Extent> Large for Owned<X> {
     const NEEDS: Needs = Needs::NOTHING;
     const STATE_WORDS: usize = slots::WORDS + 1;
 
+    #[inline(always)]
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         X::admit(t, b)?;
         Self::add_leaves(t, b)
     }
 
+    #[inline(always)]
     fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         // What stands there already is copied, whatever its size.
         Self::add_leaves(t, b)
     }
 
+    #[inline(always)]
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {
         let mut state = State::<X>::lock(t);
         let before = state.known();
