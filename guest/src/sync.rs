@@ -59,9 +59,10 @@ impl Drop for BitGuard<'_> {
 pub(crate) fn take_bit(word: &AtomicU64, bit: u64) -> u64 {
     loop {
         tally::note();
-        // Acquire pairs with the Release that clears the bit: what the last holder wrote is seen. One instruction, as of the word before only this bit is asked.
-        if word.fetch_or(bit, Acquire) & bit == 0 {
-            return word.load(Relaxed) & !bit;
+        // Acquire pairs with the Release that clears the bit: what the last holder wrote is seen.
+        let before = word.fetch_or(bit, Acquire);
+        if before & bit == 0 {
+            return before;
         }
         while word.load(Relaxed) & bit != 0 {
             spin_loop();
