@@ -160,20 +160,21 @@ impl<'a> Folio<'a> {
     /// Writes a fresh descriptor: no references, no counts.
     #[inline(always)]
     pub(super) fn init(&self, flags: FolioFlags, mapping: Mapping) {
-        let kind = if self.is_small() { Kind::Small } else { Kind::Large };
-        let home = KIND.bits(kind as u64)
-            | FLAGS.bits(u64::from(flags.0))
-            | OBJECT.bits(u64::from(mapping.object))
-            | INDEX.bits(mapping.index);
+        let home = |kind: Kind| {
+            KIND.bits(kind as u64)
+                | FLAGS.bits(u64::from(flags.0))
+                | OBJECT.bits(u64::from(mapping.object))
+                | INDEX.bits(mapping.index)
+        };
         match self.record {
             None => {
                 self.words[0].store(0, Relaxed);
-                self.words[1].store(home, Relaxed);
+                self.words[1].store(home(Kind::Small), Relaxed);
             }
             Some(_) => {
                 self.words[0].store(HEAD.bits(self.head.raw()) | ORDER.bits(u64::from(self.order.get())), Relaxed);
                 self.words[1].store(0, Relaxed);
-                self.words[2].store(home, Relaxed);
+                self.words[2].store(home(Kind::Large), Relaxed);
                 self.words[3].store(0, Relaxed);
             }
         }
@@ -222,7 +223,10 @@ impl<'a> Folio<'a> {
     /// The word with its flags, and where it belongs or what it has grown to.
     #[inline(always)]
     pub(crate) fn home(&self) -> &'a AtomicU64 {
-        &self.words[if self.is_small() { 1 } else { 2 }]
+        match self.record {
+            None => &self.words[1],
+            Some(_) => &self.words[2],
+        }
     }
 
     /// What it is.

@@ -44,14 +44,20 @@ impl<A: Accounting> Classes<A> {
         if class == Class::Process || !Self::GROWS {
             return Some(Target { nth: Self::nth(t, class), ..*t });
         }
-        let words = match t.small {
+        Some(Self::within(t, Self::words(t, class)?, class))
+    }
+
+    /// The words of its extension for a class of VMs.
+    #[inline(always)]
+    fn words<'a, M: Memory>(t: &Target<'a, M>, class: Class) -> Option<&'a [AtomicU64]> {
+        match t.small {
             Some(_) => t.frames.grown_small(t.home),
             None => t.frames.grown_large(t.home, class == Class::Nested),
-        }?;
-        Some(Self::within(t, words, class))
+        }
     }
 
     /// The same in the words of its extension.
+    #[inline(always)]
     fn within<'a, M: Memory>(t: &Target<'a, M>, words: &'a [AtomicU64], class: Class) -> Target<'a, M> {
         let nth = Self::nth(t, class);
         if t.small.is_none() {
@@ -76,10 +82,10 @@ impl<A: Accounting> Classes<A> {
     /// As the leaves of `b` are counted: whoever entered the first of their class has made the folio grow.
     #[inline(always)]
     fn of<'a, M: Memory>(t: &Target<'a, M>, b: &Batch) -> Target<'a, M> {
-        match b.class {
-            Class::Process => Self::process(t),
-            class => Self::grown(t, class).expect("a folio grows before such leaves are counted"),
+        if b.class == Class::Process || !Self::GROWS {
+            return Target { nth: Self::nth(t, b.class), ..*t };
         }
+        Self::within(t, Self::words(t, b.class).expect("a folio grows before such leaves are counted"), b.class)
     }
 
     #[inline(always)]
@@ -101,12 +107,15 @@ impl<A: Accounting> Accounting for Classes<A> {
         if Self::GROWS { words } else { [0; 2] }
     };
 
+    #[inline]
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         A::add(&Self::of(t, b), b, beside)
     }
+    #[inline]
     fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         A::dup(&Self::of(t, b), b, beside)
     }
+    #[inline]
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
         A::sub(&Self::of(t, b), b, beside)
     }
