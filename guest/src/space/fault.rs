@@ -252,7 +252,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
     }
 
-    /// As [`map_order`](Self::map_order), apart: where the order is known to be 0, and there is no record, all of it is half as long.
+    /// As [`map_order`](Self::map_order), apart, of an order that is not known: where it is known to be 0, and there is no record, all of it is half as long.
     #[inline(never)]
     fn map_larger(
         &self,
