@@ -1,7 +1,7 @@
 //! Two CPUs at the counts of one folio, in every interleaving and with every value that the orderings let a load see.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p quire --test loom --target-dir target/loom
+//! RUSTFLAGS="--cfg loom" cargo test -p quire --test loom --profile loom
 //! ```
 //!
 //! The words of schemes, references and locks are the library's own, explored; entries of tables are one word each, stored with Release and loaded with
