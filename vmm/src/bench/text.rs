@@ -13,6 +13,7 @@ pub(crate) fn value(row: &Row, number: f64) -> String {
 /// Nanoseconds; small ones with digits behind the point.
 pub(crate) fn time(ns: f64) -> String {
     match ns {
+        0.0 => "0 ns".to_owned(),
         ns if ns < 0.0 => format!("-{}", time(-ns)),
         ns if ns < 0.1 => format!("{ns:.4} ns"),
         ns if ns < 10.0 => format!("{ns:.2} ns"),
