@@ -11,8 +11,9 @@ use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::memory::{FlushScope, Tlb};
 use core::sync::atomic::Ordering::Relaxed;
 
-/// How many removed things travel in one token. When it is full the operation flushes and goes on with a new one.
-pub const FLUSH_CAPACITY: usize = 64;
+/// How many removed things travel in one token. When it is full the operation flushes and goes on with a new one: half a table of single pages at once, as where a host
+/// emulates the reload of a root it takes as long as all else that an unmap does to hundreds of them.
+pub const FLUSH_CAPACITY: usize = 256;
 
 /// Beyond this many pages the whole space is flushed: one root reload is cheaper than so many INVLPGs.
 const SPACE_FLUSH_PAGES: u64 = 33;

@@ -53,7 +53,7 @@ use crate::mapcount::{
     small_descriptor_words,
 };
 use crate::memory::{FlushScope, Memory, Tlb};
-use crate::page_table::{FLUSH_CAPACITY, Flush, PageTable, Part, Tables};
+use crate::page_table::{Flush, PageTable, Part, Tables};
 use crate::sync::tally::{Call, counting};
 use crate::sync::{AtomicU64, ReadGuard, WordGuard, lock_word, read_lock};
 
@@ -63,8 +63,8 @@ pub const PAGES_END: u64 = GVA_END >> PAGE_SHIFT;
 /// Frames kept back for what removals need: table pages of leaves that are split, records of vmas that are cut. One hole takes at most six.
 const RESERVE: u64 = 32;
 
-// A word has a bit for everything that travels in a token.
-const _: () = assert!(FLUSH_CAPACITY <= 64);
+/// Removed leaves that are released under one lock of the frames: a word has a bit for each.
+const RELEASED_AT_ONCE: usize = 64;
 
 /// When anonymous faults use folios above order 0, as in Linux's `transparent_hugepage/enabled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -667,7 +667,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if space.vms().load(Relaxed) != 0 {
             self.invalidate(space.vms(), flush.pages());
         }
-        flush.finish(self.memory(), self, space.table().root(), |removed| self.release(removed));
+        flush.finish(self.memory(), self, space.table().root(), |removed| {
+            removed.chunks(RELEASED_AT_ONCE).for_each(|removed| self.release(removed));
+        });
     }
 
     /// Flushes the translation of one page that leads to nothing that must outlive it.
@@ -703,7 +705,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         self.subtract(removed)
     }
 
-    /// Subtracts leaves that are gone and flushed, and drops their references: as many as travel in one token at most. Folios that nobody has any more are
+    /// Subtracts leaves that are gone and flushed, and drops their references: of [`RELEASED_AT_ONCE`] at most. Folios that nobody has any more are
     /// freed, all under one lock.
     fn release(&self, removed: &[Removed<'_>]) {
         let (mut anon, mut file) = (Delta::default(), Delta::default());

@@ -15,7 +15,6 @@ use crate::folio::Folio;
 use crate::format::{Attrs, Entry, Leaf};
 use crate::mapcount::{Accounting, Batch, Class, Neighbours};
 use crate::memory::{FlushScope, Memory, Tlb};
-use crate::page_table::FLUSH_CAPACITY;
 use crate::space::{Manager, Removed};
 
 /// What happens to the leaves that others were composed from.
@@ -27,10 +26,13 @@ pub(super) enum Change {
     Narrowed,
 }
 
+/// How many cut leaves wait for one flush at most.
+const CAPACITY: usize = 64;
+
 /// Composed leaves that were cleared, and shadow pages that are dead, until they are flushed. [`Manager::finish_cut`] must follow.
 #[must_use = "what was cut is cached until it is finished"]
 pub(super) struct Cut<'a> {
-    items: ArrayVec<Removed<'a>, FLUSH_CAPACITY>,
+    items: ArrayVec<Removed<'a>, CAPACITY>,
     /// Dead shadow pages, chained.
     dead: u64,
     is_dirty: bool,
