@@ -270,7 +270,7 @@ fn what_was_removed_is_released_behind_the_flush() {
     let mut flush = Flush::new();
     for i in 0..FLUSH_CAPACITY {
         assert!(!flush.is_full());
-        flush.add_pages(100 + i as u64 / 4, 1);
+        flush.add_pages(100 + (i * 16 / FLUSH_CAPACITY) as u64, 1);
         flush.push(i);
     }
     assert!(flush.is_full());
