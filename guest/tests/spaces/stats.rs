@@ -1,12 +1,11 @@
 //! What smaps, meminfo, numa_maps, pagemap and kpagecount say in known situations, under the schemes that count differently.
 
-use crate::world::{BASE, FRAMES, R, RW, World, at, huge, machine_of};
+use crate::world::{BASE, FRAMES, R, RW, Untouched, World, at, huge, machine_of};
 use quire::abi::results::STATS_WORDS;
 use quire::abi::stats;
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{Accounting, Answer, MmOwner, None, PerLevel, PerPage, Scheme, Share, Total, UnderScheme, Vmas};
-use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::{EmulatedMemory, Machine};
 use quire::space::{Access, LargeFolios, Manager, Map, PAGES_END, Policy, SpaceId};
 use quire::space::{ObjectKind, Prot};
@@ -348,25 +347,12 @@ fn the_parts_of_rss_add_up() {
     }
 }
 
-/// Memory of several CPUs, whose MMUs cache nothing.
-struct Cpus(EmulatedMemory);
-
-impl Memory for Cpus {
-    fn frame(&self, pfn: Pfn) -> &Frame {
-        self.0.frame(pfn)
-    }
-}
-
-impl Tlb for Cpus {
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
-}
-
 /// Readers hold the space shared, and hurt no count; what they say of a page was so at one moment.
 #[test]
 fn readers_run_beside_faults() {
     fn check<A: Accounting>(fill: Fill) {
         const PAGES: u64 = 2048;
-        let cpus = Cpus(EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES)));
+        let cpus = Untouched(EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES)));
         let manager = Manager::<_, A>::new(&cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, sixteen()).unwrap();
         let first = manager.create_space().unwrap();
         manager.map(first, at(BASE), PAGES, RW, Map::Anon).unwrap();

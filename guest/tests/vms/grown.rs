@@ -4,14 +4,14 @@
 use std::sync::Barrier;
 use std::thread;
 
-use crate::world::{BASE, RW, World, at, machine_of};
+use crate::world::{BASE, RW, Untouched, World, at, machine_of};
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{
     Accounting, Class, Classes, Observe, Oracle, Scheme, Total, UnderScheme, large_descriptor_words,
     small_descriptor_words,
 };
-use quire::memory::{FlushScope, Frame, Memory, Tlb};
+use quire::memory::Memory;
 use quire::model::EmulatedMemory;
 use quire::model::nest::GuestMemory;
 use quire::space::{Access, Manager, Map, Policy, SpaceId};
@@ -340,26 +340,13 @@ fn a_folio_grows_again_for_nested_leaves() {
     }
 }
 
-/// The memory of two CPUs, on which nobody touches what is mapped.
-struct Cpus(EmulatedMemory);
-
-impl Memory for Cpus {
-    fn frame(&self, pfn: Pfn) -> &Frame {
-        self.0.frame(pfn)
-    }
-}
-
-impl Tlb for Cpus {
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
-}
-
 /// Two VMs of one VMM map the same folios on two CPUs at once, while a third asks where they belong: each grows once.
 #[test]
 fn two_cpus_make_folios_grow() {
     const FRAMES: u64 = 4 * 512;
     for order in [0, 4].map(Order::new) {
         for _ in 0..50 {
-            let cpus = Cpus(EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES)));
+            let cpus = Untouched(EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES)));
             let frames = Pfn::new(0)..Pfn::new(FRAMES);
             let manager: Manager<_, Classes<Observe<Total, Oracle>>> =
                 Manager::new(&cpus, &[frames], true, Policy::only(order)).unwrap();

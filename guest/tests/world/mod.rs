@@ -8,9 +8,9 @@ use quire::addr::{Gva, Level, Order, Pfn};
 use quire::audit::{Audit, Recount};
 pub use quire::mapcount::Everything;
 use quire::mapcount::{Accounting, Classes};
-use quire::memory::Memory;
-use quire::model::Machine;
+use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::walk2d::{self, Layout, Stopped, Tree};
+use quire::model::{EmulatedMemory, Machine};
 use quire::space::{Access, Fault, FaultError, Manager, Map, ObjectId, Policy, Prot, SpaceId};
 use quire::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, Stage2Format, VmAccess, VmFault, VmFaultError, VmId};
 
@@ -31,6 +31,19 @@ pub fn at(page: u64) -> Gva {
 /// A machine with `frames` frames for the manager, and what a recount and a device take.
 pub fn machine_of(frames: u64) -> Machine {
     Machine::new(frames + Recount::scratch_frames(frames) + DEVICE_FRAMES)
+}
+
+/// The memory of several CPUs on which nobody touches what is mapped: there is nothing to flush.
+pub struct Untouched(pub EmulatedMemory);
+
+impl Memory for Untouched {
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        self.0.frame(pfn)
+    }
+}
+
+impl Tlb for Untouched {
+    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
 }
 
 pub struct World<'m, A: Accounting = Everything> {
