@@ -197,24 +197,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     fn fault_anon(&self, space: &Space<'_>, vma: Vma<'_>, page: u64, place: Place) -> Result<Attempt, FaultError> {
         let family = self.ensure_family(vma).ok_or(FaultError::OutOfFrames)?;
-        let mut orders = self.orders_for(vma);
-        if orders == 1 {
-            return self.map_order(space, vma, page, place, (family, Order::BASE));
-        }
-        let order = self.take_order(vma, page, place, &mut orders);
-        match self.map_larger(space, vma, page, place, (family, order)) {
-            // No frames or no representation for so large a folio, or no room for so many leaves: a smaller one may do.
-            Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {
-                self.fault_anon_smaller(space, vma, page, place, (family, orders))
-            }
-            result => result,
+        match self.orders_for(vma) {
+            1 => self.map_order(space, vma, page, place, (family, Order::BASE)),
+            orders => self.fault_anon_by(space, vma, page, place, (family, orders)),
         }
     }
 
-    /// As [`fault_anon`](Self::fault_anon), by the smaller of `orders`. Apart: rarely needed.
-    #[cold]
+    /// As [`fault_anon`](Self::fault_anon), by the largest of `orders` that can be. Apart: where the order is known to be 0, and there is no record, all of it is half as long.
     #[inline(never)]
-    fn fault_anon_smaller(
+    fn fault_anon_by(
         &self,
         space: &Space<'_>,
         vma: Vma<'_>,
@@ -225,7 +216,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut orders = orders;
         loop {
             let order = self.take_order(vma, page, place, &mut orders);
-            match self.map_larger(space, vma, page, place, (family, order)) {
+            let result = match order {
+                Order::BASE => self.map_order(space, vma, page, place, (family, Order::BASE)),
+                order => self.map_order(space, vma, page, place, (family, order)),
+            };
+            match result {
+                // No frames or no representation for so large a folio, or no room for so many leaves: a smaller one may do.
                 Err(FaultError::Refused(_) | FaultError::OutOfFrames) if orders != 0 => {}
                 result => return result,
             }
@@ -249,22 +245,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             if *orders == 0 || fits() {
                 return order;
             }
-        }
-    }
-
-    /// As [`map_order`](Self::map_order), apart, of an order that is not known: where it is known to be 0, and there is no record, all of it is half as long.
-    #[inline(never)]
-    fn map_larger(
-        &self,
-        space: &Space<'_>,
-        vma: Vma<'_>,
-        page: u64,
-        place: Place,
-        (family, order): (u32, Order),
-    ) -> Result<Attempt, FaultError> {
-        match order {
-            Order::BASE => self.map_order(space, vma, page, place, (family, Order::BASE)),
-            order => self.map_order(space, vma, page, place, (family, order)),
         }
     }
 
