@@ -689,9 +689,8 @@ impl Blocks {
     }
 }
 
-/// A folio is found by each of its frames while its block is given slots, and so is what comes out of the block then.
-#[test]
-fn a_folio_is_found_while_its_block_is_given_slots() {
+/// Does `run` in every interleaving with two preemptions at most, and says how many these were.
+fn explore(what: &str, run: impl Fn() + Sync + Send + 'static) {
     let tried = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&tried);
     let mut model = loom::model::Builder::new();
@@ -699,6 +698,15 @@ fn a_folio_is_found_while_its_block_is_given_slots() {
     model.max_branches = 10_000;
     model.check(move || {
         count.fetch_add(1, Relaxed);
+        run();
+    });
+    println!("{what}: {} interleavings", tried.load(Relaxed));
+}
+
+/// A folio is found by each of its frames while its block is given slots, and so is what comes out of the block then.
+#[test]
+fn a_folio_is_found_while_its_block_is_given_slots() {
+    explore("slots", || {
         let blocks = Arc::new(Blocks::new(1));
         let other = Arc::clone(&blocks);
         let cpu = loom::thread::spawn(move || {
@@ -717,7 +725,6 @@ fn a_folio_is_found_while_its_block_is_given_slots() {
         cpu.join().unwrap();
         assert_eq!(blocks.frames.stats().slots, 2 + 2 + 1, "two blocks with slots, and the table");
     });
-    println!("slots: {} interleavings", tried.load(Relaxed));
 }
 
 /// A folio, and another that has grown, so that the frame of extensions is there.
@@ -780,13 +787,7 @@ fn two_cpus_make_one_folio_grow() {
         (PAIR, [Class::Vm, Class::Vm]),
         (PAIR, [Class::Vm, Class::Nested]),
     ] {
-        let tried = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&tried);
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(2);
-        model.max_branches = 10_000;
-        model.check(move || {
-            count.fetch_add(1, Relaxed);
+        explore("growing", move || {
             let world = Arc::new(Growing::new(order));
             let other = Arc::clone(&world);
             let cpu = loom::thread::spawn(move || {
@@ -809,7 +810,6 @@ fn two_cpus_make_one_folio_grow() {
                 assert_eq!(world.leaves(class), leaves);
             }
         });
-        println!("growing: {} interleavings", tried.load(Relaxed));
     }
 }
 
