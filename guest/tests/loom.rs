@@ -1,11 +1,11 @@
-//! Two CPUs at the counts of one folio, in every interleaving and with every value that the orderings let a load see.
+//! Two CPUs at the counts of one folio, and a CPU and an MMU at the leaves of one table, in every interleaving and with every value that the orderings let a load see.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p quire --test loom --profile loom
 //! ```
 //!
 //! The words of schemes, references and locks are the library's own, explored; entries of tables are one word each, stored with Release and loaded with
-//! Acquire as the page-table engine does it. Of the manager's locks a model has those that the manager holds at that place, and says so. How many
+//! Acquire as the page-table engine does it, or the engine's own where an MMU is at them. Of the manager's locks a model has those that the manager holds at that place, and says so. How many
 //! preemptions are tried is bounded: none of the races needs more.
 
 #![cfg(loom)]
@@ -14,13 +14,15 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, OnceLock};
 
-use quire::addr::{ENTRIES, Order, Pfn};
+use quire::addr::{ENTRIES, Level, Order, Pfn};
 use quire::folio::{Extensions, Folio, FolioFlags, Frames, Mapping, Slab};
+use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::mapcount::{
     Accounting, Batch, COUNT_LIMIT, Class, Classes, Extent, FullPartial, MmOwner, Neighbours, Owned, PerLevel, RmapIds,
     Target, Total, Tuples, Vmas, ZeroOneTwoMany,
 };
-use quire::memory::{Frame, Memory};
+use quire::memory::{FlushScope, Frame, Memory, Tlb};
+use quire::page_table::{Flush, PageTable, Part, Tables};
 use quire::sync::{AtomicU64, WordGuard, lock_bit, lock_word, read_lock, write_lock};
 
 const PAIR: Order = Order::new(1);
@@ -867,5 +869,147 @@ fn a_repair_excludes_faults() {
         assert!(matches!(state, 2 | ZeroOneTwoMany::MANY), "{state}");
         ZeroOneTwoMany::repair(&world.target(), 2);
         is::<ZeroOneTwoMany>(world, 2);
+    });
+}
+
+/// Tables in frames that are their own number.
+struct Walked {
+    memory: Lazy,
+    locks: [AtomicU64; Self::FRAMES],
+    tables: AtomicUsize,
+}
+
+impl Walked {
+    const FRAMES: usize = 8;
+    const ROOT: Pfn = Pfn::new(0);
+
+    fn new() -> Self {
+        let memory = Lazy((0..Self::FRAMES).map(|_| OnceLock::new()).collect());
+        Self { memory, locks: [const { AtomicU64::new(0) }; Self::FRAMES], tables: AtomicUsize::new(1) }
+    }
+}
+
+impl Tables for Walked {
+    type Guard<'a> = WordGuard<'a>;
+
+    fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
+        &self.memory.frame(table).0
+    }
+    fn lock(&self, table: Pfn) -> WordGuard<'_> {
+        lock_word(&self.locks[table.raw() as usize])
+    }
+    fn alloc_table(&self) -> Option<Pfn> {
+        Some(Pfn::new(self.tables.fetch_add(1, Relaxed) as u64))
+    }
+    fn free_table(&self, _table: Pfn, _cleared: bool) {}
+}
+
+impl Tlb for Walked {
+    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
+}
+
+/// Among leaves from the first entry of a table on, the MMU sets dirty in the one at `stored`, if it may still be written, while `work` changes them all.
+/// What was set is in the leaf behind it, or `work` says that it found it; and what was not, is not.
+fn no_bit_is_lost(
+    what: &'static str,
+    level: Level,
+    leaves: usize,
+    work: impl Fn(&Walked, &Part<'_, LongMode, Walked>) -> bool + Copy + Send + Sync + 'static,
+) {
+    let dirty = LongMode::set_bits(Attrs::DIRTY);
+    let writable =
+        LongMode::set_bits(Attrs::WRITE) | LongMode::leaf(Leaf { pfn: Pfn::new(0), attrs: Attrs::NONE }, level);
+    // The others are as the one, or are settled, so that it ends and begins a stretch that is changed together.
+    for (stored, others) in [(0, 0), (leaves - 1, 0), (0, dirty), (leaves / 2, dirty), (leaves - 1, dirty)] {
+        let (in_time, too_late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let count = [Arc::clone(&too_late), Arc::clone(&in_time)];
+        explore(what, move || {
+            let world = Arc::new(Walked::new());
+            let tree: PageTable<LongMode> = PageTable::new(Walked::ROOT);
+            let part = tree.cursor(&*world, 0, level.table_pages()).open(level).unwrap();
+            let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
+            part.install(0, leaves, Leaf { pfn: Pfn::new(512), attrs });
+            let table = part.table();
+            drop(part);
+            let entries = world.entries(table);
+            for entry in (0..leaves).filter(|&entry| entry != stored) {
+                entries[entry].store(entries[entry].load(Relaxed) | others, Relaxed);
+            }
+            let mmu = Arc::clone(&world);
+            let cpu = loom::thread::spawn(move || {
+                let set = |raw: u64| (raw & writable == writable).then_some(raw | dirty);
+                mmu.entries(table)[stored].fetch_update(AcqRel, Acquire, set).is_ok()
+            });
+            let part = tree.cursor(&*world, 0, level.table_pages()).open(level).unwrap();
+            let found = work(&world, &part);
+            drop(part);
+            let is_stored = cpu.join().unwrap();
+            count[usize::from(is_stored)].fetch_add(1, Relaxed);
+            let leaf = tree.lookup(&*world, stored as u64 * level.entry_pages()).map(|(_, leaf)| leaf);
+            let is_seen = found || leaf.is_some_and(|leaf| leaf.attrs.has(Attrs::DIRTY));
+            // What is cleared together is known together: of dirty leaves nobody can tell which.
+            let is_stored = is_stored || leaf.is_none() && leaves > 1 && others != 0;
+            assert_eq!(is_seen, is_stored, "{what}: dirty of {stored} is lost, or nobody has set it");
+        });
+        assert!(in_time.load(Relaxed) > 0 && too_late.load(Relaxed) > 0, "{what}: the MMU is seen on one side only");
+    }
+}
+
+/// Leaves that fill a chunk of those that are changed together, with one more; and one, which has ways of its own.
+const LEAVES: [usize; 2] = [1, 9];
+
+#[test]
+fn a_leaf_that_is_cleared_loses_no_bit() {
+    for leaves in LEAVES {
+        no_bit_is_lost("clear", Level::ONE, leaves, move |_, part| part.clear(0, leaves).has(Attrs::DIRTY));
+    }
+}
+
+#[test]
+fn a_leaf_that_is_changed_loses_no_bit() {
+    for leaves in LEAVES {
+        no_bit_is_lost("change", Level::ONE, leaves, move |_, part| {
+            part.change(0, leaves, Attrs::WRITE, Attrs::EXEC);
+            false
+        });
+    }
+}
+
+#[test]
+fn a_leaf_that_is_copied_loses_no_bit() {
+    for leaves in LEAVES {
+        no_bit_is_lost("copy", Level::ONE, leaves, move |tables, part| {
+            let copy: PageTable<LongMode> = PageTable::new(tables.alloc_table().unwrap());
+            let to = copy.cursor(tables, 0, 512).open(Level::ONE).unwrap();
+            let mut i = 0;
+            while i < leaves {
+                let run = part.run(i, leaves - i, Attrs::ACCESSED_DIRTY);
+                part.copy_to(i, run, &to, Attrs::WRITE);
+                i += run.leaves;
+            }
+            assert!((0..leaves).all(|i| to.leaf(i).is_some_and(|leaf| !leaf.attrs.has(Attrs::WRITE))));
+            false
+        });
+    }
+}
+
+#[test]
+fn a_leaf_that_is_frozen_loses_no_bit() {
+    for leaves in LEAVES {
+        no_bit_is_lost("freeze", Level::ONE, leaves, move |_, part| {
+            part.freeze(0, leaves);
+            part.thaw(0, leaves);
+            false
+        });
+    }
+}
+
+#[test]
+fn a_leaf_that_is_split_loses_no_bit() {
+    no_bit_is_lost("split", Level::TWO, 1, |tables, part| {
+        let mut flush: Flush<()> = Flush::new();
+        part.split(0, &mut flush).unwrap();
+        flush.finish(tables, tables, Walked::ROOT, |_: &[()]| {});
+        false
     });
 }

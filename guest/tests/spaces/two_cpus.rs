@@ -3,21 +3,17 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::{Barrier, Mutex, PoisonError, RwLock};
+use std::sync::{Barrier, RwLock};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::world::{BASE, R, RW, at, huge, huge_by_pages};
-use quire::addr::{ENTRIES, Level, Order, Pfn};
+use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::FolioFlags;
-use quire::format::{Attrs, Format, Leaf, LongMode};
 use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tuples, Vmas};
 use quire::memory::{FlushScope, Frame, Memory, Tlb};
 use quire::model::EmulatedMemory;
-use quire::page_table::{Flush, PageTable, Part, Tables};
 use quire::space::{Access, Advice, FaultError, Manager, Map, MapError, ObjectKind, Policy, Prot, SpaceId};
-use quire::sync::{WordGuard, lock_word};
 
 const FRAMES: u64 = 8 * 1024;
 /// Frames that the manager does not own.
@@ -779,171 +775,6 @@ fn folios_are_found_while_their_blocks_are_given_slots() {
             world.manager.destroy_space(space);
         }
         world.end();
-    }
-}
-
-// --- late bits of the MMU --------------------------------------------------------------------------------------
-
-/// Two tables in emulated frames.
-struct Two {
-    memory: EmulatedMemory,
-    locks: [AtomicU64; 64],
-    next: AtomicU64,
-}
-
-impl Tables for Two {
-    type Guard<'a> = WordGuard<'a>;
-
-    fn entries(&self, table: Pfn) -> &[AtomicU64; ENTRIES] {
-        &self.memory.frame(table).0
-    }
-    fn lock(&self, table: Pfn) -> WordGuard<'_> {
-        lock_word(&self.locks[table.raw() as usize])
-    }
-    fn alloc_table(&self) -> Option<Pfn> {
-        Some(Pfn::new(self.next.fetch_add(1, Relaxed)))
-    }
-    fn free_table(&self, _table: Pfn, _cleared: bool) {}
-}
-
-impl Tlb for Two {
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {}
-}
-
-/// For one unsettled leaf after the other: an MMU sets dirty in it while `work` changes it. What the MMU has set must be in the entry
-/// behind it, or among what `work` says it found.
-fn late_bits(work: impl Fn(&Part<'_, LongMode, Two>, usize) -> bool + Sync) {
-    // Both CPUs are needed: one of these at a time.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (mut late, mut lost) = (0, 0);
-    // On a busy host the two threads may not run at once for a while.
-    let begin = Instant::now();
-    while late < 100 && begin.elapsed() < Duration::from_secs(30) {
-        let (more_late, more_lost) = late_bits_once(&work);
-        (late, lost) = (late + more_late, lost + more_lost);
-    }
-    assert!(late > 0, "the MMU was never there");
-    assert_eq!(lost, 0, "of {late} dirty bits");
-}
-
-/// How many bits were set in time, and how many of them were lost.
-fn late_bits_once(work: &(impl Fn(&Part<'_, LongMode, Two>, usize) -> bool + Sync)) -> (u64, u64) {
-    const ROUNDS: u64 = 12;
-    let two =
-        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
-    let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
-    let entries = two.entries(table.cursor(&two, 0, 512).open(Level::ONE).unwrap().table());
-    let (dirty, entry) = (LongMode::set_bits(Attrs::DIRTY), |turn: u64| turn as usize % ENTRIES);
-    // Turns that began, and that the MMU has ended: twice the turn, plus whether it stored.
-    let (began, ended) = (AtomicU64::new(0), AtomicU64::new(0));
-    let until = |condition: &dyn Fn() -> bool| {
-        for spins in 0u64.. {
-            match condition() {
-                true => break,
-                false if spins % 1000 == 999 => thread::yield_now(),
-                false => std::hint::spin_loop(),
-            }
-        }
-    };
-    let wait = |spins: u64| (0..spins).for_each(|_| std::hint::spin_loop());
-    let (mut late, mut lost) = (0, 0);
-    both(
-        || {
-            for turn in 1..=ROUNDS * 512 {
-                until(&|| began.load(Acquire) == turn);
-                wait(turn * 7 % 5);
-                let set = |raw: u64| (raw & 3 == 3).then_some(raw | dirty);
-                let stored = entries[entry(turn)].fetch_update(AcqRel, Acquire, set).is_ok();
-                ended.store(turn * 2 + u64::from(stored), Release);
-            }
-        },
-        || {
-            let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
-            for turn in 1..=ROUNDS * 512 {
-                let i = entry(turn);
-                let part = table.cursor(&two, 0, 512).open(Level::ONE).unwrap();
-                entries[i].store(0, Relaxed);
-                part.install(i, 1, Leaf { pfn: Pfn::new(512), attrs });
-                began.store(turn, Release);
-                wait(turn * 11 % 23);
-                let found = work(&part, i);
-                until(&|| ended.load(Acquire) / 2 == turn);
-                if ended.load(Relaxed) % 2 == 1 {
-                    late += 1;
-                    lost += u64::from(!found && entries[i].load(Relaxed) & dirty == 0);
-                }
-            }
-        },
-    );
-    (late, lost)
-}
-
-#[test]
-fn clear_loses_no_bit() {
-    late_bits(|part, i| part.clear(i, 1).has(Attrs::DIRTY));
-}
-
-#[test]
-fn change_loses_no_bit() {
-    late_bits(|part, i| {
-        part.change(i, 1, Attrs::NONE, Attrs::EXEC);
-        false
-    });
-}
-
-#[test]
-fn copy_to_loses_no_bit() {
-    let other =
-        Two { memory: EmulatedMemory::new(64), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
-    let copy: PageTable<LongMode> = PageTable::new(Pfn::new(1));
-    late_bits(|part, i| {
-        let to = copy.cursor(&other, 0, 512).open(Level::ONE).unwrap();
-        part.copy_to(i, part.run(i, 1, Attrs::ALL), &to, Attrs::WRITE);
-        false
-    });
-}
-
-#[test]
-fn freeze_and_thaw_lose_no_bit() {
-    late_bits(|part, i| {
-        part.freeze(i, 1);
-        part.thaw(i, 1);
-        false
-    });
-}
-
-#[test]
-fn split_loses_no_bit() {
-    let mut late = 0;
-    for _ in 0..2_000 {
-        let two =
-            Two { memory: EmulatedMemory::new(8), locks: [const { AtomicU64::new(0) }; 64], next: AtomicU64::new(2) };
-        let table: PageTable<LongMode> = PageTable::new(Pfn::new(1));
-        let part = table.cursor(&two, 0, 512).open(Level::TWO).unwrap();
-        let attrs = Attrs::USER.or(Attrs::WRITE).or(Attrs::ACCESSED);
-        part.install(0, 1, Leaf { pfn: Pfn::new(512), attrs });
-        let word = &two.entries(part.table())[0];
-        drop(part);
-        let (dirty, size) = (LongMode::set_bits(Attrs::DIRTY), 0x80);
-        let mut stored = false;
-        thread::scope(|scope| {
-            let mmu = scope.spawn(|| {
-                word.fetch_update(AcqRel, Acquire, |raw| (raw & (3 | size) == 3 | size).then_some(raw | dirty)).is_ok()
-            });
-            let mut flush: Flush<()> = Flush::new();
-            let part = table.cursor(&two, 0, 512).next().unwrap();
-            part.split(0, &mut flush).unwrap();
-            drop(part);
-            flush.finish(&two, &two, Pfn::new(1), |_: &[()]| {});
-            stored = mmu.join().unwrap();
-        });
-        let (_, leaf) = table.lookup(&two, 7).unwrap();
-        assert!(!stored || leaf.attrs.has(Attrs::DIRTY), "the dirty bit is lost");
-        late += u64::from(stored);
-        if late > 200 {
-            break;
-        }
     }
 }
 
