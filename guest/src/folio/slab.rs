@@ -34,11 +34,15 @@ impl fmt::Debug for Record {
 }
 
 /// A pool of pieces of memory of one size, under the lock of the frames: records, where a unit is 8 words, or smaller ones. A piece has the number of its first unit: its physical
-/// address in units. Free ones are chained through their first word, the frames through the words that their slots have for their owner.
+/// address in units. Free ones are chained through their first word, the frames through the words that their slots have for their owner. A frame is cut up piece by piece, as
+/// they are wanted: nobody who needs one waits for all of them.
 #[derive(Debug)]
 pub struct Slab<const UNIT: usize = 8> {
     words: usize,
     free: AtomicU64,
+    /// The next piece of the last frame that nobody has had yet, if one is left.
+    next: AtomicU64,
+    left: AtomicU64,
     /// The last frame plus one.
     frames: AtomicU64,
     nr_frames: AtomicU64,
@@ -94,10 +98,12 @@ impl Slab {
 impl<const UNIT: usize> Slab<UNIT> {
     /// A pool of pieces of `words` words, which are whole units; of none, one that nothing is taken from.
     pub(super) const fn of_pieces(words: usize) -> Self {
-        assert!(words.is_multiple_of(UNIT) && words <= ENTRIES, "a frame holds one at least");
+        assert!(words.is_multiple_of(UNIT) && words * 2 <= ENTRIES, "a frame holds two at least: frame 0 has one less");
         Self {
             words,
             free: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            left: AtomicU64::new(0),
             frames: AtomicU64::new(0),
             nr_frames: AtomicU64::new(0),
             in_use: AtomicU64::new(0),
@@ -125,12 +131,24 @@ impl<const UNIT: usize> Slab<UNIT> {
     /// The number of a piece with whatever it holds, or `None` when it would need a frame and there is none, but for the reserve if it `must` be. The caller has the lock of
     /// the frames, as for [`give`](Self::give).
     pub(super) fn take<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<u64> {
-        if self.free.load(Relaxed) == 0 {
+        let mut number = self.free.load(Relaxed);
+        if number == 0 {
+            number = self.cut(frames, must)?;
+        } else {
+            self.free.store(frames.unit::<UNIT>(number)[0].load(Relaxed), Relaxed);
+        }
+        add_to(&self.in_use, 1);
+        Some(number)
+    }
+
+    /// A piece that nobody has had yet.
+    fn cut<M: Memory>(&self, frames: &Frames<M>, must: bool) -> Option<u64> {
+        if self.left.load(Relaxed) == 0 {
             self.grow(frames, must)?;
         }
-        let number = self.free.load(Relaxed);
-        self.free.store(frames.unit::<UNIT>(number)[0].load(Relaxed), Relaxed);
-        add_to(&self.in_use, 1);
+        add_to(&self.left, -1);
+        let number = self.next.load(Relaxed);
+        add_to(&self.next, (self.words / UNIT) as i64);
         Some(number)
     }
 
@@ -153,6 +171,7 @@ impl<const UNIT: usize> Slab<UNIT> {
             return;
         }
         self.free.store(0, Relaxed);
+        self.left.store(0, Relaxed);
         while let Some(pfn) = self.frames.load(Relaxed).checked_sub(1) {
             let pfn = Pfn::new(pfn);
             self.frames.store(frames.marked(pfn).load(Relaxed), Relaxed);
@@ -171,17 +190,11 @@ impl<const UNIT: usize> Slab<UNIT> {
         frames.mark(run.pfn, Kind::Records).store(self.frames.load(Relaxed), Relaxed);
         self.frames.store(run.pfn.raw() + 1, Relaxed);
         add_to(&self.nr_frames, 1);
-        let first = run.pfn.raw() * (ENTRIES / UNIT) as u64;
-        let step = (self.words / UNIT) as u64;
-        // Pieces may have come back meanwhile.
-        let mut next = self.free.load(Relaxed);
+        let pieces = (ENTRIES / self.words) as u64;
         // None has number 0.
-        for i in (u64::from(first == 0)..(ENTRIES / self.words) as u64).rev() {
-            let number = first + i * step;
-            frames.unit::<UNIT>(number)[0].store(next, Relaxed);
-            next = number;
-        }
-        self.free.store(next, Relaxed);
+        let skipped = u64::from(run.pfn.raw() == 0);
+        self.next.store(run.pfn.raw() * (ENTRIES / UNIT) as u64 + skipped * (self.words / UNIT) as u64, Relaxed);
+        self.left.store(pieces - skipped, Relaxed);
         Some(())
     }
 }
