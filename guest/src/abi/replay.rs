@@ -63,16 +63,12 @@ pub mod word {
     pub const COPIED: usize = 17;
     /// Leaves split.
     pub const SPLITS: usize = 18;
-    /// Accounting calls that added.
-    pub const ADDS: usize = 19;
-    /// Accounting calls that subtracted.
-    pub const SUBS: usize = 20;
     /// The most frames in use at the end of any operation, records and tables included.
-    pub const PEAK_FRAMES: usize = 21;
+    pub const PEAK_FRAMES: usize = 19;
     /// 1 when everything was free at the end.
-    pub const CLEAN: usize = 22;
+    pub const CLEAN: usize = 20;
     /// Of [`CLEAR_TICKS`], those that were not spent for a fault.
-    pub const OTHER_CLEAR_TICKS: usize = 23;
+    pub const OTHER_CLEAR_TICKS: usize = 21;
     /// Metadata at the checkpoint with the most leaves: see [`metadata_words`](super::metadata_words).
     pub const METADATA: usize = 24;
     /// What was found and known at the checkpoint with the most leaves: see [`audit_words`](super::audit_words).

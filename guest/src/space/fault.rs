@@ -355,7 +355,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     #[inline(always)]
     pub(super) fn count(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
         let delta = self.tell(Change::Add, folio, batch, beside)?;
-        self.statistics.adds.fetch_add(1, Relaxed);
         self.note(folio, delta);
         Ok(())
     }

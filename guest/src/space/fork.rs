@@ -16,8 +16,6 @@ use core::sync::atomic::Ordering::Relaxed;
 struct Copied {
     /// Pages that are resident in the child.
     pages: u64,
-    /// Accounting calls.
-    batches: u64,
     /// What these came to, of anonymous folios and of others.
     anon: Delta,
     other: Delta,
@@ -85,7 +83,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         let mut copied = Copied::default();
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
         to.rss().fetch_add(copied.pages, Relaxed);
-        self.statistics.adds.fetch_add(copied.batches, Relaxed);
         self.statistics.note(true, copied.anon);
         self.statistics.note(false, copied.other);
         result
@@ -167,7 +164,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
             (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
         }
-        copied.batches += 1;
         copied.pages += u64::from(batch.pages);
         Ok(())
     }

@@ -239,7 +239,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Takes leaves off the counts of a folio that has other references. It is no candidate for a split: what goes on is no unmap to its owners.
     fn uncount(&self, folio: Folio<'_>, batch: &Batch, beside: crate::mapcount::Neighbours) {
         let delta = A::sub(&self.counts(folio), batch, beside);
-        self.statistics.subs.fetch_add(1, Relaxed);
         self.note(folio, delta);
         drop_references(folio, batch.leaves());
     }

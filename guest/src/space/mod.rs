@@ -133,10 +133,6 @@ pub struct Statistics {
     pub copied: AtomicU64,
     /// Leaves split into a table.
     pub splits: AtomicU64,
-    /// Accounting calls that added, and that subtracted.
-    pub adds: AtomicU64,
-    /// See `adds`.
-    pub subs: AtomicU64,
 }
 
 impl Statistics {
@@ -728,7 +724,6 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
             self.free_folios(folios);
         }
         // Every CPU adds to these: once for all that was removed.
-        self.statistics.subs.fetch_add(removed.len() as u64, Relaxed);
         self.statistics.note(false, file);
         self.statistics.note(true, anon);
     }

@@ -206,8 +206,6 @@ fn note_work<M: Memory + Tlb, A: Accounting>(manager: &Manager<M, A>, site: &mut
         (word::KNOWN_ZERO, &statistics.known_zero),
         (word::COPIED, &statistics.copied),
         (word::SPLITS, &statistics.splits),
-        (word::ADDS, &statistics.adds),
-        (word::SUBS, &statistics.subs),
     ] {
         site.put(index, value.load(Relaxed));
     }

@@ -128,7 +128,7 @@ fn the_wrong_kind_is_refused_and_changes_nothing() {
     world.map(space, window, 64, RW, Map::Device(device));
     world.map(space, filed, 64, RW, Map::Shared(file, 0));
     assert_eq!(manager.map(space, at(6 * BASE), 1, RW, Map::Mixed(file, 0)), Err(MapError::WrongKind));
-    let (adds, rss) = (manager.statistics().adds.load(Relaxed), manager.rss(space));
+    let (meminfo, rss) = (manager.meminfo(), manager.rss(space));
     for (page, folio, error) in [
         (window + 4, folio, MapError::WrongKind),
         (BASE + 4, folio, MapError::WrongKind),
@@ -153,7 +153,7 @@ fn the_wrong_kind_is_refused_and_changes_nothing() {
     ] {
         assert_eq!(manager.insert_frame(space, at(page), frame), Err(error), "frame at {page:#x}");
     }
-    assert_eq!((manager.statistics().adds.load(Relaxed), manager.rss(space)), (adds, rss));
+    assert_eq!((manager.meminfo(), manager.rss(space)), (meminfo, rss));
     assert_eq!((folio.refs(), foreign.refs()), (1, 1));
     world.audit();
     // The right kinds, each once.

@@ -1,76 +1,25 @@
-//! Two CPUs at once, with an emulated MMU that sets accessed and dirty by locked operations and a flush that waits for
-//! every access in flight.
+//! Two CPUs at once at the spaces of processes.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::{Barrier, RwLock};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::thread;
 
+use crate::world::cpus::{Cpus, both};
 use crate::world::{BASE, R, RW, at, huge, huge_by_pages};
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::folio::FolioFlags;
 use quire::mapcount::{Accounting, MmOwner, Observe, Oracle, PerPage, Total, Tuples, Vmas};
-use quire::memory::{FlushScope, Frame, Memory, Tlb};
-use quire::model::EmulatedMemory;
+use quire::memory::Memory;
 use quire::space::{Access, Advice, FaultError, Manager, Map, MapError, ObjectKind, Policy, Prot, SpaceId};
 
 const FRAMES: u64 = 8 * 1024;
 /// Frames that the manager does not own.
-const DEVICE: u64 = FRAMES + Recount::scratch_frames(FRAMES);
+const DEVICE: Pfn = Cpus::device(FRAMES);
 const DEVICE_FRAMES: u64 = 1024;
 
-struct Cpus {
-    memory: EmulatedMemory,
-    /// Held shared by an access from walk to store: no CPU caches a translation for longer.
-    accesses: RwLock<()>,
-}
-
-impl Memory for Cpus {
-    fn frame(&self, pfn: Pfn) -> &Frame {
-        self.memory.frame(pfn)
-    }
-}
-
-impl Tlb for Cpus {
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {
-        drop(self.accesses.write().unwrap());
-    }
-}
-
-impl Cpus {
-    fn new() -> Self {
-        let frames = DEVICE + DEVICE_FRAMES;
-        Self { memory: EmulatedMemory::new(frames), accesses: RwLock::new(()) }
-    }
-
-    /// Adds `more` to word `word` of `page`, as one store instruction of a tenant; `None` for a page fault. The word after.
-    fn access(&self, root: Pfn, page: u64, word: usize, more: u64) -> Option<u64> {
-        let _in_flight = self.accesses.read().unwrap();
-        let write = more != 0;
-        let mut table = root;
-        for shift in [27, 18, 9, 0] {
-            let entry = &self.memory.frame(table).0[(page >> shift) as usize & 511];
-            let mut raw = entry.load(Acquire);
-            loop {
-                let leaf = shift == 0 || raw & 0x80 != 0;
-                if raw & 5 != 5 || leaf && write && raw & 2 == 0 {
-                    return None;
-                }
-                let bits = if leaf && write { 0x60 } else { 0x20 };
-                match entry.compare_exchange(raw, raw | bits, AcqRel, Acquire) {
-                    Ok(_) if leaf => {
-                        let frame = Pfn::from_address(raw & 0x000f_ffff_ffff_f000).add(page & ((1 << shift) - 1));
-                        return Some(self.memory.frame(frame).0[word].fetch_add(more, Relaxed) + more);
-                    }
-                    Ok(_) => break,
-                    Err(now) => raw = now,
-                }
-            }
-            table = Pfn::from_address(raw & 0x000f_ffff_ffff_f000);
-        }
-        None
-    }
+fn cpus() -> Cpus {
+    Cpus::new(FRAMES, DEVICE_FRAMES)
 }
 
 type Checked = Observe<Total, Observe<PerPage, Observe<Tuples, Observe<MmOwner, Observe<Vmas, Oracle>>>>>;
@@ -93,13 +42,7 @@ impl<'m, A: Accounting> World<'m, A> {
     }
 
     fn access(&self, space: SpaceId, page: u64, word: usize, more: u64) -> Result<u64, FaultError> {
-        let access = if more != 0 { Access::Write } else { Access::Read };
-        loop {
-            if let Some(value) = self.cpus.access(self.manager.root(space), page, word, more) {
-                return Ok(value);
-            }
-            self.manager.fault(space, at(page), access)?;
-        }
+        self.cpus.touch(&self.manager, space, page, word, more)
     }
 
     fn audit(&self) {
@@ -121,19 +64,6 @@ impl<'m, A: Accounting> World<'m, A> {
 /// Turns that a CPU takes at least, also when the other one is done: on a host that lets them run one behind the other there is no race, and still what is done.
 const TURNS: u64 = 20;
 
-/// Runs both at once.
-fn both(one: impl FnOnce() + Send, two: impl FnOnce() + Send) {
-    let barrier = Barrier::new(2);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            barrier.wait();
-            one();
-        });
-        barrier.wait();
-        two();
-    });
-}
-
 fn policies() -> [Policy; 4] {
     [Policy::up_to(Order::BASE), Policy::up_to(Order::new(4)), huge(), huge_by_pages()]
 }
@@ -141,7 +71,7 @@ fn policies() -> [Policy; 4] {
 #[test]
 fn faults_on_the_same_and_on_neighbouring_pages() {
     for round in 0..40 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let space = world.anon(1200);
         let stores = |word: usize| {
@@ -168,7 +98,7 @@ fn faults_on_the_same_and_on_neighbouring_pages() {
 #[test]
 fn faults_on_the_same_folio_of_a_file() {
     for round in 0..30 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, huge());
         let order = Order::new([0, 4, 9][round % 3]);
         let file = world.manager.create_object(ObjectKind::Shared, 0, 1024, order).unwrap();
@@ -237,7 +167,7 @@ fn stores_against<A: Accounting>(world: &World<'_, A>, space: SpaceId, kept: boo
 #[test]
 fn faults_against_munmap_and_madvise() {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policy);
         let space = world.anon(1024);
         stores_against(&world, space, false, |i| {
@@ -255,7 +185,7 @@ fn faults_against_munmap_and_madvise() {
 #[test]
 fn faults_against_fork_and_exit() {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policy);
         let space = world.anon(1024);
         stores_against(&world, space, true, |_| {
@@ -274,10 +204,10 @@ fn faults_against_fork_and_exit() {
 #[test]
 fn copies_of_device_pages_at_once() {
     for round in 0..30 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, huge());
         let space = world.manager.create_space().unwrap();
-        let private = Map::PrivateDevice(Pfn::new(DEVICE));
+        let private = Map::PrivateDevice(DEVICE);
         world.manager.map(space, at(BASE), DEVICE_FRAMES, RW, private).unwrap();
         let stores = |word: usize| {
             let world = &world;
@@ -292,7 +222,7 @@ fn copies_of_device_pages_at_once() {
         for page in 0..DEVICE_FRAMES {
             for word in [1, 2] {
                 assert_eq!(world.access(space, BASE + page, word, 0), Ok(page + 1), "page {page} of CPU {word}");
-                assert_eq!(cpus.frame(Pfn::new(DEVICE + page)).0[word].load(Relaxed), 0, "the device's own");
+                assert_eq!(cpus.frame(DEVICE.add(page)).0[word].load(Relaxed), 0, "the device's own");
             }
         }
         assert_eq!(world.manager.rss(space), DEVICE_FRAMES);
@@ -302,10 +232,10 @@ fn copies_of_device_pages_at_once() {
 
 #[test]
 fn stores_to_a_private_device_against_fork_remap_and_protect() {
-    let cpus = Cpus::new();
+    let cpus = cpus();
     let world: World<'_, Checked> = World::new(&cpus, huge());
     let space = world.manager.create_space().unwrap();
-    let private = Map::PrivateDevice(Pfn::new(DEVICE));
+    let private = Map::PrivateDevice(DEVICE);
     world.manager.map(space, at(BASE), DEVICE_FRAMES, RW, private).unwrap();
     stores_against(&world, space, true, |i| match i % 3 {
         0 => {
@@ -324,7 +254,7 @@ fn stores_to_a_private_device_against_fork_remap_and_protect() {
         }
         _ => world.manager.protect(space, at(BASE + i % 900), 60, if i % 2 == 0 { R } else { RW }).unwrap(),
     });
-    assert!((0..DEVICE_FRAMES).all(|page| cpus.frame(Pfn::new(DEVICE + page)).0[3].load(Relaxed) == 0));
+    assert!((0..DEVICE_FRAMES).all(|page| cpus.frame(DEVICE.add(page)).0[3].load(Relaxed) == 0));
     world.end();
 }
 
@@ -332,7 +262,7 @@ fn stores_to_a_private_device_against_fork_remap_and_protect() {
 #[test]
 fn insertions_against_faults_and_forks() {
     for order in [0, 4, 9] {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, huge());
         let order = Order::new(order);
         let driver = world.manager.create_driver(1024).unwrap();
@@ -365,7 +295,7 @@ fn insertions_against_faults_and_forks() {
 #[test]
 fn faults_against_protect() {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policy);
         let space = world.anon(1024);
         stores_against(&world, space, true, |i| {
@@ -382,7 +312,7 @@ fn faults_against_protect() {
 
 #[test]
 fn faults_against_remap_and_back() {
-    let cpus = Cpus::new();
+    let cpus = cpus();
     let world: World<'_, Checked> = World::new(&cpus, huge());
     let space = world.anon(1024);
     stores_against(&world, space, true, |i| {
@@ -396,7 +326,7 @@ fn faults_against_remap_and_back() {
 #[test]
 fn faults_against_the_split_of_folios() {
     for policy in [huge(), huge_by_pages(), Policy::only(Order::new(4))] {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policy);
         let space = world.anon(1024 + 4096);
         let mut split = 0;
@@ -421,7 +351,7 @@ fn faults_against_the_split_of_folios() {
 #[test]
 fn stores_to_a_folio_that_is_split_are_kept() {
     for round in 0..60 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, if round % 2 == 0 { huge() } else { huge_by_pages() });
         let space = world.anon(512);
         for page in 0..512 {
@@ -458,7 +388,7 @@ fn migrate<A: Accounting>(world: &World<'_, A>, space: SpaceId, page: u64) -> bo
 fn stores_to_pages_that_move_are_kept() {
     let (mut migrated, mut collapsed) = (0, 0);
     for round in 0..12 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let space = world.anon(512);
         for page in 0..512 {
@@ -498,7 +428,7 @@ fn stores_to_pages_that_move_are_kept() {
 fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
     let (mut migrated, mut reclaimed) = (0, 0);
     for round in 0..12 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, huge());
         let file = world.manager.create_object(ObjectKind::File, 5, 1024, Order::new([0, 4, 9][round % 3])).unwrap();
         let (space, other) = (world.anon(1), world.anon(1));
@@ -549,7 +479,7 @@ fn pages_of_a_file_that_move_and_go_while_mappings_come_and_go() {
 #[test]
 fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
     const PAGES: u64 = 16;
-    let cpus = Cpus::new();
+    let cpus = cpus();
     let world: World<'_, Total> = World::new(&cpus, huge());
     let space = world.anon(1);
     for round in 0..400 {
@@ -595,7 +525,7 @@ fn the_first_store_to_a_page_that_is_about_to_go_is_kept() {
 #[test]
 fn rmap_against_map_fork_unmap_and_copies() {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policy);
         let file = world.manager.create_object(ObjectKind::Shared, 0, 1024, Order::new(9)).unwrap();
         let space = world.manager.create_space().unwrap();
@@ -648,7 +578,7 @@ fn rmap_against_map_fork_unmap_and_copies() {
 #[test]
 fn two_spaces_that_share_folios_exit_at_once() {
     for round in 0..40 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let parent = world.anon(1024);
         for page in 0..1024 {
@@ -675,7 +605,7 @@ fn two_spaces_that_share_folios_exit_at_once() {
 #[test]
 fn two_owners_copy_the_same_pages_at_once() {
     for round in 0..40 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Checked> = World::new(&cpus, policies()[round % 4]);
         let parent = world.anon(512);
         for page in 0..512 {
@@ -696,7 +626,7 @@ fn two_owners_copy_the_same_pages_at_once() {
 
 #[test]
 fn frames_from_two_cpus() {
-    let cpus = Cpus::new();
+    let cpus = cpus();
     let frames = quire::folio::Frames::new(&cpus, &[Pfn::new(0)..Pfn::new(FRAMES)], true, 2, 0).unwrap();
     // Who holds a frame marks it with its number, plus one.
     let work = |cpu: u64| {
@@ -734,7 +664,7 @@ fn frames_from_two_cpus() {
 fn folios_are_found_while_their_blocks_are_given_slots() {
     for order in [3, 4, 6, 7] {
         let order = Order::new(order);
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Total> = World::new(&cpus, Policy::only(order));
         world.manager.frames().set_reserve(0);
         for turn in 0..40 {
@@ -784,7 +714,7 @@ fn folios_are_found_while_their_blocks_are_given_slots() {
 #[test]
 fn a_store_to_a_file_page_that_goes_is_noted() {
     for _ in 0..40 {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world: World<'_, Total> = World::new(&cpus, huge());
         let file = world.manager.create_object(ObjectKind::File, 0, 256, Order::BASE).unwrap();
         let space = world.manager.create_space().unwrap();

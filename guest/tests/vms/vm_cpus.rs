@@ -1,17 +1,14 @@
 //! A guest on one CPU and its VMM on another: no store is lost, no log misses one, no leaf outlives what it was derived from, and no count falls before the flush
 //! (SCHEMES.md, nested levels, R5).
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Barrier, RwLock};
-use std::thread;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
+use crate::world::cpus::{Cpus, both};
 use crate::world::{BASE, R, RW, at, huge, huge_by_pages};
 use quire::addr::{Order, Pfn};
 use quire::audit::Recount;
 use quire::mapcount::{Answer, Class, Classes, Observe, Oracle, Total, Tuples, Vmas};
-use quire::memory::{FlushScope, Frame, Memory, Tlb};
-use quire::model::EmulatedMemory;
 use quire::space::{Access, Advice, FaultError, Manager, Map, Policy, SpaceId};
 use quire::stage2::{AsId, Backing, Slot, SlotFlags, SlotId, Stage2Format, VmAccess, VmFaultError, VmId};
 
@@ -21,59 +18,8 @@ const STORES: u64 = 6000;
 
 type Checked = Classes<Observe<Total, Observe<Tuples, Observe<Vmas, Oracle>>>>;
 
-struct Cpus {
-    memory: EmulatedMemory,
-    /// Held shared by an access from walk to store: no CPU caches a translation for longer.
-    accesses: RwLock<()>,
-    /// The next flush of stage 2 waits until it is let go on: 1 to wait, 2 while it does.
-    stop: AtomicU64,
-}
-
-impl Memory for Cpus {
-    fn frame(&self, pfn: Pfn) -> &Frame {
-        self.memory.frame(pfn)
-    }
-}
-
-impl Tlb for Cpus {
-    fn flush(&self, _root: Pfn, _scope: FlushScope) {
-        drop(self.accesses.write().unwrap());
-    }
-
-    fn flush_stage2(&self, root: Pfn, scope: FlushScope) {
-        if self.stop.compare_exchange(1, 2, AcqRel, Acquire).is_ok() {
-            while self.stop.load(Acquire) == 2 {
-                thread::yield_now();
-            }
-        }
-        self.flush(root, scope);
-    }
-}
-
-impl Cpus {
-    fn new() -> Self {
-        let memory = EmulatedMemory::new(FRAMES + Recount::scratch_frames(FRAMES));
-        Self { memory, accesses: RwLock::new(()), stop: AtomicU64::new(0) }
-    }
-
-    /// Adds `more` to word `word` of `page`, as one store instruction; `None` for a fault.
-    fn access(&self, root: Pfn, page: u64, word: usize, more: u64) -> Option<u64> {
-        let _in_flight = self.accesses.read().unwrap();
-        let mut table = root;
-        for shift in [27, 18, 9, 0] {
-            let raw = self.memory.frame(table).0[(page >> shift) as usize & 511].load(Acquire);
-            let leaf = shift == 0 || raw & 0x80 != 0;
-            if raw & 5 != 5 || leaf && more != 0 && raw & 2 == 0 {
-                return None;
-            }
-            table = Pfn::from_address(raw & 0x000f_ffff_ffff_f000);
-            if leaf {
-                let frame = table.add(page & ((1 << shift) - 1));
-                return Some(self.memory.frame(frame).0[word].fetch_add(more, Relaxed) + more);
-            }
-        }
-        None
-    }
+fn cpus() -> Cpus {
+    Cpus::new(FRAMES, 0)
 }
 
 struct World<'m> {
@@ -108,13 +54,7 @@ impl<'m> World<'m> {
     }
 
     fn host(&self, space: SpaceId, page: u64, word: usize, more: u64) -> Result<u64, FaultError> {
-        let access = if more != 0 { Access::Write } else { Access::Read };
-        loop {
-            if let Some(value) = self.cpus.access(self.manager.root(space), page, word, more) {
-                return Ok(value);
-            }
-            self.manager.fault(space, at(page), access)?;
-        }
+        self.cpus.touch(&self.manager, space, page, word, more)
     }
 
     fn audit(&self) {
@@ -141,13 +81,12 @@ fn policies() -> [Policy; 3] {
 /// The guest stores on one CPU to whatever pages it may, while `change` goes on at the other. `kept`: no store may be lost, nor any of the host's beside.
 fn stores_against(kept: bool, change: impl Fn(&World<'_>, u64) + Sync) {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world = World::new(&cpus, policy);
-        let (barrier, done) = (Barrier::new(2), AtomicBool::new(false));
+        let done = AtomicBool::new(false);
         let mut stored = vec![0u64; PAGES as usize];
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                barrier.wait();
+        both(
+            || {
                 let mut random = 1u64;
                 for _ in 0..STORES {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -159,15 +98,16 @@ fn stores_against(kept: bool, change: impl Fn(&World<'_>, u64) + Sync) {
                     }
                 }
                 done.store(true, Release);
-            });
-            barrier.wait();
-            for round in 0.. {
-                change(&world, round);
-                if done.load(Acquire) && round >= 8 {
-                    break;
+            },
+            || {
+                for round in 0.. {
+                    change(&world, round);
+                    if done.load(Acquire) && round >= 8 {
+                        break;
+                    }
                 }
-            }
-        });
+            },
+        );
         for gfn in (0..PAGES).filter(|_| kept) {
             assert_eq!(world.host(world.space, BASE + gfn, 0, 0), Ok(stored[gfn as usize]), "{gfn:#x}");
         }
@@ -229,7 +169,7 @@ fn stores_of_a_guest_against_harvest_and_slots_that_move() {
 #[test]
 fn a_log_read_beside_stores_misses_none() {
     for policy in policies() {
-        let cpus = Cpus::new();
+        let cpus = cpus();
         let world = World::new(&cpus, policy);
         for gfn in 0..PAGES {
             world.guest(gfn, 1).unwrap();
@@ -241,16 +181,16 @@ fn a_log_read_beside_stores_misses_none() {
             copy[gfn as usize] = read(gfn);
         }
         let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
+        both(
+            || {
                 let mut random = 7u64;
                 for _ in 0..STORES {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     world.guest((random >> 33) % PAGES, 1).unwrap();
                 }
                 done.store(true, Release);
-            });
-            loop {
+            },
+            || loop {
                 let last = done.load(Acquire);
                 let mut stored = Vec::new();
                 world.manager.take_log(world.vm, AsId::NORMAL, world.slot, |gfn| stored.push(gfn));
@@ -260,8 +200,8 @@ fn a_log_read_beside_stores_misses_none() {
                 if last {
                     break;
                 }
-            }
-        });
+            },
+        );
         for gfn in 0..PAGES {
             assert_eq!(copy[gfn as usize], read(gfn), "{gfn:#x}");
         }
@@ -273,27 +213,17 @@ fn a_log_read_beside_stores_misses_none() {
 /// R5: while a flush is under way the counts still have what it is about to make unreachable, at both levels.
 #[test]
 fn counts_stand_until_the_flush() {
-    let cpus = Cpus::new();
+    let cpus = cpus();
     let world = World::new(&cpus, huge());
     world.guest(3, 1).unwrap();
     let (_, leaf) = world.manager.page_table(world.space).lookup(&world.manager, BASE + 3).unwrap();
     let folio = world.manager.folio(leaf.pfn).unwrap();
     let leaves = |class| world.manager.ledger(folio, world.space.raw()).class(class).leaves;
     assert_eq!([leaves(Class::Process), leaves(Class::Vm)], [Answer::Exact(1); 2]);
-    cpus.stop.store(1, Release);
     let pin = world.manager.pin(world.space, at(BASE + 3), Access::Read).unwrap();
-    let (gone, counts) = thread::scope(|scope| {
-        let unmap = scope.spawn(|| world.manager.unmap(world.space, at(BASE), 512).unwrap());
-        while cpus.stop.load(Acquire) != 2 && !unmap.is_finished() {
-            thread::yield_now();
-        }
-        let flushes = cpus.stop.load(Acquire) == 2;
-        let seen =
-            (world.manager.stage2_lookup(world.vm, AsId::NORMAL, 3), [leaves(Class::Process), leaves(Class::Vm)]);
-        cpus.stop.store(0, Release);
-        assert!(flushes, "the leaf went without a flush");
-        seen
-    });
+    let unmap = || world.manager.unmap(world.space, at(BASE), 512).unwrap();
+    let look = || (world.manager.stage2_lookup(world.vm, AsId::NORMAL, 3), [leaves(Class::Process), leaves(Class::Vm)]);
+    let (gone, counts) = cpus.look_within_flush(unmap, look).expect("the leaf went without a flush");
     assert_eq!(gone, None, "the leaf has gone first");
     assert_eq!(counts, [Answer::Exact(1); 2]);
     assert_eq!([leaves(Class::Process), leaves(Class::Vm)], [Answer::Exact(0); 2]);

@@ -1,6 +1,8 @@
 //! A machine with a manager that every scheme observes, and tenants that touch their memory through the emulated MMU.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod cpus;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

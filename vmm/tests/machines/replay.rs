@@ -88,8 +88,8 @@ fn a_vm_and_this_process_do_the_same() {
         let workload = Workload::of_ops("history", &history(seed, 150), seed).unwrap();
         let vm = Config { memory: Some(48 << 20), ..config(Ring::Three, Scheme::Total) };
         let (vm, here) = (passes(&workload, &vm), passes(&workload, &Config { backend: Backend::Model, ..vm }));
-        use word::{ADDS, CLEARED, COPIED, FAULTS, KNOWN_ZERO, SPLITS, SUBS, VERIFIED};
-        for index in [FAULTS, VERIFIED, KNOWN_ZERO, CLEARED, COPIED, SPLITS, ADDS, SUBS] {
+        use word::{CHECKS, CLEARED, COPIED, FAULTS, KNOWN_ZERO, SPLITS, VERIFIED};
+        for index in [FAULTS, VERIFIED, KNOWN_ZERO, CLEARED, COPIED, SPLITS, CHECKS] {
             assert_eq!(vm.words[index], here.words[index], "seed {seed}, word {index}");
         }
         let [vm, here] = [vm, here].map(|run| MemoryStats::new(&run.memory_stats).unwrap().tenants);
