@@ -82,7 +82,7 @@
 //!        │          │               │
 //!        └──────────┼───────────────┘
 //!                   v
-//!      memory, sync, addr                    what an embedder brings; locks in frames; addresses, orders, levels
+//!      memory, sync, flags, addr             what an embedder brings; locks in frames; sets of flags; addresses, orders, levels
 //! ```
 //!
 //! Above them stand [`abi`], the contract between the bare-metal kernel built on this library and the VMM that runs it, and (feature
@@ -98,6 +98,7 @@ extern crate alloc;
 pub mod addr;
 pub mod audit;
 pub mod exercise;
+mod flags;
 pub mod folio;
 pub mod format;
 pub mod ledger;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules from the lowest layer up. Those of one layer do not know each other.
 const LAYERS: [&[&str]; 15] = [
-    &["addr", "sync"],
+    &["addr", "flags", "sync"],
     &["memory"],
     &["format"],
     &["page_table", "folio"],

@@ -16,6 +16,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::slab::Record;
 use crate::addr::{Order, Pfn};
+use crate::flags::flags;
 use crate::sync::{AtomicU64, Count32, Field, tally};
 
 /// What the slot of a frame in a broken block says (word 1, low bits).
@@ -74,6 +75,8 @@ pub(crate) struct Words {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FolioFlags(u8);
 
+flags!(FolioFlags);
+
 impl FolioFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
@@ -85,18 +88,6 @@ impl FolioFlags {
     pub const DIRTY: Self = Self(1 << 2);
     /// On the deferred-split queue.
     pub const QUEUED: Self = Self(1 << 3);
-
-    /// All of both.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all of `other` is in `self`.
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// Where a folio belongs: its first page is page `index` of memory object `object`.

@@ -15,11 +15,14 @@ pub use npt::Npt;
 use core::fmt;
 
 use crate::addr::{Level, Pfn};
+use crate::flags::flags;
 
 /// What a leaf allows and remembers. Formats say which of these they can express. The bits are those of long mode where it has them, so that the format
 /// that is read most takes them out with a mask.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attrs(u16);
+
+flags!(Attrs);
 
 impl Attrs {
     /// Nothing.
@@ -44,24 +47,6 @@ impl Attrs {
     pub const ALL: Self = Self(0x677);
     /// Both bits that the MMU sets.
     pub const ACCESSED_DIRTY: Self = Self(1 << 5 | 1 << 6);
-
-    /// All of both.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// What is in `self` and not in `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all of `other` is in `self`.
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 
     /// `self`, with `other` if `condition`.
     #[must_use]

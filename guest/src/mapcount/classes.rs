@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::forward::answers_of;
 use super::{
     Accounting, Answer, Answers, Batch, ByLevel, Class, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share,
     Sides, Target, Truth,
@@ -161,54 +162,7 @@ impl<A: Accounting> Accounting for Classes<A> {
         Self::may_be_mapped(t, Class::Nested)
     }
 
-    fn said_mapped(pages: u64) -> Answer<u64> {
-        A::said_mapped(pages)
-    }
-    fn said_huge(pages: u64) -> Answer<u64> {
-        A::said_huge(pages)
-    }
-    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::mapped(&Self::process(t))
-    }
-    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::one_leaf(&Self::process(t))
-    }
-    fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool> {
-        A::maybe_shared(&Self::process(t), owner)
-    }
-    fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
-        A::may_reuse(&Self::process(t), owner, refs)
-    }
-    fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
-        A::page_count(&Self::process(t), page)
-    }
-    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, owner: u32) -> Answer<bool> {
-        A::exclusive(&Self::process(t), page, owner)
-    }
-    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
-        A::charge(&Self::process(t), page)
-    }
-    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::mapped_pages(&Self::process(t))
-    }
-    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::huge_pages(&Self::process(t))
-    }
-    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::partially_mapped(&Self::process(t))
-    }
-    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::leaves(&Self::process(t))
-    }
-    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
-        A::early_stop(&Self::process(t))
-    }
-    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
-        A::by_level(&Self::process(t))
-    }
-    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::total(&Self::process(t))
-    }
+    answers_of!(A, process);
 
     fn show<M: Memory>(t: &Target<'_, M>, out: &mut dyn fmt::Write) -> fmt::Result {
         for class in Class::ALL {

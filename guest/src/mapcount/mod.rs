@@ -10,6 +10,7 @@
 mod batch;
 mod classes;
 mod first_last;
+mod forward;
 mod full_partial;
 mod large;
 mod mm_owner;

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::forward::answers_of;
 use super::{
     Accounting, Answer, Answers, Batch, ByLevel, Countdown, Delta, Evidence, Needs, Neighbours, Refused, Share, Sides,
     Target, Truth,
@@ -109,54 +110,7 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         A::show(&Self::first(t), out)
     }
 
-    fn said_mapped(pages: u64) -> Answer<u64> {
-        A::said_mapped(pages)
-    }
-    fn said_huge(pages: u64) -> Answer<u64> {
-        A::said_huge(pages)
-    }
-    fn mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::mapped(&Self::first(t))
-    }
-    fn one_leaf<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::one_leaf(&Self::first(t))
-    }
-    fn maybe_shared<M: Memory>(t: &Target<'_, M>, owner: u32) -> Answer<bool> {
-        A::maybe_shared(&Self::first(t), owner)
-    }
-    fn may_reuse<M: Memory>(t: &Target<'_, M>, owner: u32, refs: u64) -> Answer<bool> {
-        A::may_reuse(&Self::first(t), owner, refs)
-    }
-    fn page_count<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<u64> {
-        A::page_count(&Self::first(t), page)
-    }
-    fn exclusive<M: Memory>(t: &Target<'_, M>, page: u64, owner: u32) -> Answer<bool> {
-        A::exclusive(&Self::first(t), page, owner)
-    }
-    fn charge<M: Memory>(t: &Target<'_, M>, page: u64) -> Answer<Share> {
-        A::charge(&Self::first(t), page)
-    }
-    fn mapped_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::mapped_pages(&Self::first(t))
-    }
-    fn huge_pages<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::huge_pages(&Self::first(t))
-    }
-    fn partially_mapped<M: Memory>(t: &Target<'_, M>) -> Answer<bool> {
-        A::partially_mapped(&Self::first(t))
-    }
-    fn leaves<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::leaves(&Self::first(t))
-    }
-    fn early_stop<M: Memory>(t: &Target<'_, M>) -> Answer<Countdown> {
-        A::early_stop(&Self::first(t))
-    }
-    fn by_level<M: Memory>(t: &Target<'_, M>) -> Answer<ByLevel> {
-        A::by_level(&Self::first(t))
-    }
-    fn total<M: Memory>(t: &Target<'_, M>) -> Answer<u64> {
-        A::total(&Self::first(t))
-    }
+    answers_of!(A, first);
 
     fn check<M: Memory>(t: &Target<'_, M>, truth: &Truth, seen: &dyn Evidence) -> Result<(), &'static str> {
         A::check(&Self::first(t), truth, seen)?;

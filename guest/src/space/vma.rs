@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::SpaceId;
 use super::rights::Prot;
 use crate::addr::{Gva, Pfn};
+use crate::flags::flags;
 use crate::folio::Record;
 use crate::format::Attrs;
 use crate::sync::{AtomicU64, Field};
@@ -31,6 +32,8 @@ pub enum Tracking {
 /// What a vma allows and is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VmaFlags(u32);
+
+flags!(VmaFlags);
 
 impl VmaFlags {
     /// Loads.
@@ -61,21 +64,6 @@ impl VmaFlags {
     /// The flags of a number.
     pub(crate) const fn from_raw(raw: u32) -> Self {
         Self(raw)
-    }
-    /// All of both.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-    /// What is in `self` and not in `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-    /// Whether all of `other` is in `self`.
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
     }
     /// The flags of a protection.
     #[must_use]

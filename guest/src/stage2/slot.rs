@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::{AsId, Vm, VmId, in_format};
 use crate::addr::Pfn;
+use crate::flags::flags;
 use crate::folio::Record;
 use crate::format::Format;
 use crate::mapcount::{Accounting, Classes};
@@ -24,6 +25,8 @@ const NEXT: Field<32, 32> = Field;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotFlags(u8);
 
+flags!(SlotFlags);
+
 impl SlotFlags {
     /// The guest may not store to it.
     pub const READ_ONLY: Self = Self(1);
@@ -35,24 +38,6 @@ impl SlotFlags {
     /// Accesses of the guest are not cached, as registers of a device want it. Of device slots.
     pub const UNCACHED: Self = Self(1 << 4);
     const DEVICE: Self = Self(1 << 3);
-
-    /// All of both.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// What is in `self` and not in `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all of `other` is in `self`.
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// What stands behind a slot.
