@@ -599,12 +599,25 @@ impl<M: Memory> Frames<M> {
     }
 
     /// As [`free`](Self::free); the caller has the [lock](Self::lock).
+    #[inline(always)]
     pub(super) fn free_locked(&self, pfn: Pfn, order: Order, zeroed: bool) {
         add_to(&self.free, order.pages() as i64);
         if order >= Order::HUGE {
             self.put_blocks(pfn.raw() / BLOCK, order.get(), zeroed);
         } else {
             self.put_small(pfn, order.get(), zeroed);
+        }
+    }
+
+    /// As [`free_locked`](Self::free_locked), of the frame `pfn` with whatever it holds, whose slot's word 1 is `slot`.
+    #[inline(always)]
+    pub(super) fn free_single(&self, pfn: Pfn, slot: &AtomicU64) {
+        add_to(&self.free, 1);
+        let word = self.directory_word(pfn.raw() / BLOCK).load(Relaxed);
+        if block::KIND.of(word) == block::BROKEN {
+            self.put_loose(pfn, slot, false, word);
+        } else {
+            self.put_slots(pfn, 0, false, word);
         }
     }
 
@@ -697,35 +710,55 @@ impl<M: Memory> Frames<M> {
     }
 
     fn put_small(&self, pfn: Pfn, order: u8, zeroed: bool) {
+        let word = self.directory_word(pfn.raw() / BLOCK).load(Relaxed);
+        if block::KIND.of(word) == block::COARSE {
+            self.put_units(pfn, order, zeroed, word);
+        } else {
+            self.put_slots(pfn, order, zeroed, word);
+        }
+    }
+
+    /// Puts a run in a block that has slots, of which the directory says `word`.
+    #[inline(never)]
+    fn put_slots(&self, pfn: Pfn, order: u8, zeroed: bool, word: u64) {
         let block = pfn.raw() / BLOCK;
-        let directory_word = self.directory_word(block);
-        let word = directory_word.load(Relaxed);
-        let kind = block::KIND.of(word);
-        if kind == block::COARSE {
-            return self.put_units(pfn, order, zeroed, word);
+        let slot = &self.slot_head_from(block::PLACE.of(word), pfn)[1];
+        if order == 0 && block::KIND.of(word) == block::BROKEN {
+            return self.put_loose(pfn, slot, zeroed, word);
         }
         let word = word + block::NR_FREE.bits(1 << order);
-        let free = block::NR_FREE.of(word);
-        let slot = &self.slot_head_from(block::PLACE.of(word), pfn)[1];
-        if order == 0 && kind == block::BROKEN {
-            let next = block::loose(zeroed, word);
-            slot.store(loose_word(zeroed, next), Relaxed);
-            let word = word + block::NR_LOOSE.bits(1);
-            directory_word.store(word ^ block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK)), Release);
-            if next == 0 {
-                self.link_loose(block, zeroed);
-            }
-        } else {
-            directory_word.store(word, Release);
-            slot.store(0, Relaxed);
-            self.merge(pfn, order, zeroed);
+        self.directory_word(block).store(word, Release);
+        slot.store(0, Relaxed);
+        self.merge(pfn, order, zeroed);
+        if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
+            self.spare_block(block);
         }
-        if free == BLOCK - self.slot_frames() {
-            if self.has_spare.load(Relaxed) {
-                self.mend_block(block);
-            } else {
-                self.has_spare.store(true, Relaxed);
-            }
+    }
+
+    /// Puts frame `pfn`, whose slot's word 1 is `slot`, on the chain of its block, of which the directory says `word`.
+    #[inline(always)]
+    fn put_loose(&self, pfn: Pfn, slot: &AtomicU64, zeroed: bool, word: u64) {
+        let block = pfn.raw() / BLOCK;
+        let next = block::loose(zeroed, word);
+        slot.store(loose_word(zeroed, next), Relaxed);
+        let word = word + block::NR_FREE.bits(1) + block::NR_LOOSE.bits(1);
+        let head = block::loose_bits(zeroed, next ^ (pfn.raw() % BLOCK));
+        self.directory_word(block).store(word ^ head, Release);
+        if next == 0 {
+            self.link_loose(block, zeroed);
+        }
+        if block::NR_FREE.of(word) == BLOCK - self.slot_frames() {
+            self.spare_block(block);
+        }
+    }
+
+    /// All of a block with slots is free: it is kept, if no other is.
+    #[cold]
+    fn spare_block(&self, block: u64) {
+        if self.has_spare.load(Relaxed) {
+            self.mend_block(block);
+        } else {
+            self.has_spare.store(true, Relaxed);
         }
     }
 
@@ -950,6 +983,7 @@ impl<M: Memory> Frames<M> {
         &self.slot_head_from(0, Pfn::new(block * BLOCK + u64::from(zero)))[0]
     }
 
+    #[inline(never)]
     fn link_loose(&self, block: u64, zero: bool) {
         let head = &self.loose[usize::from(zero)];
         let next = head.load(Relaxed).checked_sub(1);

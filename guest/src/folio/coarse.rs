@@ -277,6 +277,7 @@ impl<M: Memory> Frames<M> {
     }
 
     /// Gives a run back to its block, of which the directory says `word`. As buddies that are both free make one run, a run of both kinds is not known to be zero.
+    #[inline(never)]
     pub(super) fn put_units(&self, pfn: Pfn, order: u8, zeroed: bool, word: u64) {
         let table = self.table(pfn.raw() / BLOCK, word);
         let class = table.class;

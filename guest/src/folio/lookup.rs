@@ -67,10 +67,13 @@ impl<M: Memory> Frames<M> {
             if let Some(extensions) = extensions {
                 self.free_extensions(folio, extensions);
             }
-            if let Some(record) = folio.record() {
-                records.free_locked(self, record);
+            match folio.record() {
+                None => self.free_single(folio.head(), folio.home()),
+                Some(record) => {
+                    records.free_locked(self, record);
+                    self.free_locked(folio.head(), folio.order(), false);
+                }
             }
-            self.free_locked(folio.head(), folio.order(), false);
         }
     }
 

@@ -189,9 +189,9 @@ impl<X: Extent> Large for Owned<X> {
     }
 
     #[inline(always)]
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<(), Refused> {
         // What stands there already is copied, whatever its size.
-        Self::add_leaves(t, b)
+        Self::add_leaves(t, b).map(|_| ())
     }
 
     #[inline(always)]

@@ -197,9 +197,9 @@ impl Large for RmapIds {
         add(t, b)
     }
 
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<(), Refused> {
         // What stands there already is copied, whatever its size.
-        add(t, b)
+        add(t, b).map(|_| ())
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

@@ -5,21 +5,11 @@ use super::vma::{Tracking, Vma};
 use super::{Change, Manager, MapError, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::Attrs;
-use crate::mapcount::{Accounting, Batch, Delta, Neighbours, Refused};
+use crate::mapcount::{Accounting, Batch, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Run};
 use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
-
-/// What a fork has copied of a vma.
-#[derive(Default)]
-struct Copied {
-    /// Pages that are resident in the child.
-    pages: u64,
-    /// What these came to, of anonymous folios and of others.
-    anon: Delta,
-    other: Delta,
-}
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects and devices that no
@@ -80,15 +70,13 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
-        let mut copied = Copied::default();
+        let mut copied = 0;
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
-        to.rss().fetch_add(copied.pages, Relaxed);
-        self.statistics.note(true, copied.anon);
-        self.statistics.note(false, copied.other);
+        to.rss().fetch_add(copied, Relaxed);
         result
     }
 
-    /// As [`copy_leaves`](Self::copy_leaves); `copied` is what it has come to, also when it fails.
+    /// As [`copy_leaves`](Self::copy_leaves); `copied` grows by the pages that are resident in the child, also when it fails.
     fn copy_parts<'a>(
         &'a self,
         from: &Space<'a>,
@@ -96,7 +84,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         vma: Vma<'a>,
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
-        copied: &mut Copied,
+        copied: &mut u64,
     ) -> Result<(), MapError> {
         let lost = if vma.is_private() { Attrs::WRITE.or(Attrs::EXCLUSIVE) } else { Attrs::NONE };
         let mut cursor = from.table().cursor(self, vma.start(), vma.end());
@@ -122,20 +110,24 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                     i += 1;
                     continue;
                 };
-                let mut run = Run::ONE;
-                if !leaf.attrs.has(Attrs::UNTRACKED) {
-                    let (folio, first, most) = self.folio_of(&part, leaf);
-                    run = part.run(i, most.min(range.end - i), Attrs::ALL);
-                    let pages = (run.leaves as u64) << part.level().page_shift();
-                    let batch = Batch { first: first as u32, pages: pages as u32, ..batch };
-                    let beside = self.beside(&child, copy, folio, i..i + run.leaves);
-                    let counted = if folio.is_small() {
-                        self.duplicate(folio, &batch, beside, copied)
-                    } else {
-                        self.duplicate_large(folio, &batch, beside, copied)
-                    };
-                    counted.map_err(MapError::Refused)?;
+                if leaf.attrs.has(Attrs::UNTRACKED) {
+                    part.copy_to(i, Run::ONE, &child, lost);
+                    i += 1;
+                    continue;
                 }
+                let (folio, first, most) = self.folio_of(&part, leaf);
+                let pages = |run: Run| (run.leaves as u64) << part.level().page_shift();
+                let batch = |run| Batch { first: first as u32, pages: pages(run) as u32, ..batch };
+                let beside = |run: Run| self.beside(&child, copy, folio, i..i + run.leaves);
+                // By the same function, once where it is known what the folio is.
+                let (run, counted) = if folio.is_small() {
+                    (Run::ONE, self.duplicate(folio, &batch(Run::ONE), beside(Run::ONE)))
+                } else {
+                    let run = part.run(i, most.min(range.end - i), Attrs::ALL);
+                    (run, self.duplicate_large(folio, &batch(run), beside(run)))
+                };
+                counted.map_err(MapError::Refused)?;
+                *copied += pages(run);
                 part.copy_to(i, run, &child, lost);
                 i += run.leaves;
             }
@@ -145,38 +137,18 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Counts leaves of `folio` for the child.
     #[inline(always)]
-    fn duplicate(
-        &self,
-        folio: Folio<'_>,
-        batch: &Batch,
-        beside: Neighbours,
-        copied: &mut Copied,
-    ) -> Result<(), Refused> {
+    fn duplicate(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
         self.take(folio, batch.leaves())?;
-        let delta = match self.tell(Change::Dup, folio, batch, beside) {
-            Ok(delta) => delta,
-            Err(refused) => {
-                self.put(folio, batch.leaves());
-                return Err(refused);
-            }
-        };
-        if (delta.mapped, delta.huge) != (0, 0) {
-            let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
-            (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
+        let counted = self.tell(Change::Dup, folio, batch, beside);
+        if counted.is_err() {
+            self.put(folio, batch.leaves());
         }
-        copied.pages += u64::from(batch.pages);
-        Ok(())
+        counted.map(|_| ())
     }
 
     /// As [`duplicate`](Self::duplicate), apart: where a folio is known to be a page, that is a few instructions.
     #[inline(never)]
-    fn duplicate_large(
-        &self,
-        folio: Folio<'_>,
-        batch: &Batch,
-        beside: Neighbours,
-        copied: &mut Copied,
-    ) -> Result<(), Refused> {
-        self.duplicate(folio, batch, beside, copied)
+    fn duplicate_large(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
+        self.duplicate(folio, batch, beside)
     }
 }
