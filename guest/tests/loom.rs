@@ -1008,7 +1008,7 @@ fn a_leaf_that_is_frozen_loses_no_bit() {
 fn a_leaf_that_is_split_loses_no_bit() {
     no_bit_is_lost("split", Level::TWO, 1, |tables, part| {
         let mut flush: Flush<()> = Flush::new();
-        part.split(0, &mut flush).unwrap();
+        part.split(0, &mut flush, || ()).unwrap();
         flush.finish(tables, tables, Walked::ROOT, |_: &[()]| {});
         false
     });

@@ -760,14 +760,15 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
         from.iter().zip(to).for_each(|(from, to)| one(from, to));
     }
 
-    /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table.
+    /// Splits the leaf at `i` into a table of 512 leaves a level below with the same rights; the new table. `count` is called when nothing can go wrong any more, and before
+    /// anybody can reach the new leaves: while neither they nor the one are there.
     ///
     /// # Errors
     /// [`OpenError::OutOfFrames`]; nothing has changed then.
     ///
     /// # Panics
     /// When `i` is no leaf above level 1.
-    pub fn split<I>(&self, i: usize, flush: &mut Flush<I>) -> Result<Pfn, OpenError> {
+    pub fn split<I>(&self, i: usize, flush: &mut Flush<I>, count: impl FnOnce()) -> Result<Pfn, OpenError> {
         let below = self.level.below().expect("a leaf above level 1");
         let Entry::Leaf(_) = self.entry(i) else { panic!("no leaf to split at {:#x}", self.page(i)) };
         let table = self.tables.alloc_split_table().ok_or(OpenError::OutOfFrames)?;
@@ -777,6 +778,7 @@ impl<F: Format, T: Tables> Part<'_, F, T> {
             unreachable!("the entry is locked")
         };
         fill::<F>(self.tables.entries(table), F::leaf(leaf, below), below);
+        count();
         self.entries[i].store(F::table(table), Release);
         flush.add_pages(self.page(i), self.level.entry_pages());
         Ok(table)

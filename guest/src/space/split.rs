@@ -24,20 +24,22 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> Result<(), OpenError> {
         let leaf = part.leaf(i).expect("the caller saw a leaf");
         if leaf.attrs.has(Attrs::UNTRACKED) {
-            return part.split(i, flush).map(|_| ());
+            return part.split(i, flush, || ()).map(|_| ());
         }
         let (folio, first, _) = self.folio_of(part, leaf);
         let batch = batch(vma, part, first, part.level().entry_pages());
-        // References before counts, counts before entries: 511 more of each.
+        // References before counts, counts before entries: 511 more of each. Who walks without the table's lock finds at most what is counted.
         folio.get(511);
-        if let Err(error) = part.split(i, flush) {
+        let split = part.split(i, flush, || {
+            let beside = self.beside_in_table(part, vma, folio, i..i + 1);
+            let delta = counting(Call::Split, || A::split(&self.counts(folio), &batch, beside));
+            self.note(folio, delta);
+        });
+        if let Err(error) = split {
             let last = folio.put(511);
             debug_assert!(!last, "the leaf holds a reference");
             return Err(error);
         }
-        let beside = self.beside_in_table(part, vma, folio, i..i + 1);
-        let delta = counting(Call::Split, || A::split(&self.counts(folio), &batch, beside));
-        self.note(folio, delta);
         self.statistics.splits.fetch_add(1, Relaxed);
         Ok(())
     }

@@ -123,19 +123,21 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     ) -> bool {
         let leaf = part.leaf(i).expect("the caller saw a leaf");
         self.memory().owe_stage2(root);
-        if part.split(i, flush).is_err() {
+        let split = part.split(i, flush, || {
+            if !leaf.attrs.has(Attrs::UNTRACKED) {
+                let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
+                let batch = stage2_batch(vm, entry, part, leaf.pfn.raw() - folio.head().raw(), 1);
+                let beside = self.beside_in_slot(root, part, entry.get().gfns(), folio, i..i + 1);
+                A::split(&self.counts(folio), &batch, beside);
+            }
+        });
+        if split.is_err() {
             self.memory().flush_stage2(root, FlushScope::Pages { first: part.page(i), pages: 0 });
             return false;
         }
         let level = part.level();
         vm.leaves(level).fetch_sub(1, Relaxed);
         vm.leaves(level.below().expect("a leaf above level 1")).fetch_add(512, Relaxed);
-        if !leaf.attrs.has(Attrs::UNTRACKED) {
-            let folio = self.folio(leaf.pfn).expect("a tracked leaf maps a folio");
-            let batch = stage2_batch(vm, entry, part, leaf.pfn.raw() - folio.head().raw(), 1);
-            let beside = self.beside_in_slot(root, part, entry.get().gfns(), folio, i..i + 1);
-            A::split(&self.counts(folio), &batch, beside);
-        }
         true
     }
 
