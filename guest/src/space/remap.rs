@@ -71,18 +71,29 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         if moved.end < old.end {
             self.unmap_locked(space, moved.end..old.end)?;
         }
+        let result = self.relocate_vmas(space, &moved, &new, flush);
+        // The leaves are gone from the old place, and its tables were kept until all had arrived, or no more can. They must not stay: a larger leaf that is moved there
+        // one day would find a table in its way.
+        self.prune_vacated(space, &moved, flush);
+        result
+    }
+
+    fn relocate_vmas<'a>(
+        &'a self,
+        space: &Space<'_>,
+        moved: &Range<u64>,
+        new: &Range<u64>,
+        flush: &mut Flush<Removed<'a>>,
+    ) -> Result<(), MapError> {
         let mut at = moved.start;
         while at < moved.end {
             let vma = self.find_vma(space, at).ok_or(MapError::NotMapped)?;
-            let vma = self.isolate(space, vma, &moved, flush)?;
+            let vma = self.isolate(space, vma, moved, flush)?;
             at = vma.end();
             let first = vma.start() - moved.start + new.start;
             let end = if at == moved.end { new.end } else { first + vma.pages() };
             self.relocate_vma(space, vma, first..end, flush)?;
         }
-        // The leaves are gone from the old place, and its tables were kept until all had arrived. They must not stay: a larger leaf that is moved there one day
-        // would find a table in its way.
-        self.prune_around(space, &moved, flush);
         Ok(())
     }
 

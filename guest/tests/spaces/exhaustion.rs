@@ -2,7 +2,7 @@
 //! room again, and every frame returns at the end.
 
 use crate::world::{BASE, FRAMES, R, RW, World, at, huge, huge_by_pages, machine_of};
-use quire::addr::Order;
+use quire::addr::{Order, Pfn};
 use quire::space::{Advice, FaultError, Map, MapError, ObjectId, ObjectKind, Policy, Prot, SpaceId};
 
 type Outcome = Result<(), String>;
@@ -38,22 +38,10 @@ fn at_every_allocation(policy: Policy, prepare: impl Fn(&Scene<'_>), operation: 
         let scene = Scene { world, space, file };
         prepare(&scene);
         let world = &scene.world;
-        let frames = world.manager.frames();
-        let mut held = Vec::new();
-        // Large runs first, so that it does not take long.
-        for order in (0..=10).rev() {
-            let order = Order::new(order);
-            while frames.stats().free >= order.pages() + left {
-                let Some(run) = frames.alloc(order, false) else { break };
-                held.push((run.pfn, order));
-            }
-        }
-        assert_eq!(frames.stats().free, left);
+        let held = hold_all_but(world, left);
         let outcome = operation(&scene);
         world.audit();
-        for (pfn, order) in held {
-            frames.free(pfn, order, false);
-        }
+        give_back(world, held);
         if outcome.is_err() {
             assert_eq!(operation(&scene), Ok(()), "with room again, after {left} frames");
             world.audit();
@@ -64,6 +52,28 @@ fn at_every_allocation(policy: Policy, prepare: impl Fn(&Scene<'_>), operation: 
         }
     }
     panic!("it never works");
+}
+
+/// Takes frames until `left` are free.
+fn hold_all_but(world: &World<'_>, left: u64) -> Vec<(Pfn, Order)> {
+    let frames = world.manager.frames();
+    let mut held = Vec::new();
+    // Large runs first, so that it does not take long.
+    for order in (0..=10).rev() {
+        let order = Order::new(order);
+        while frames.stats().free >= order.pages() + left {
+            let Some(run) = frames.alloc(order, false) else { break };
+            held.push((run.pfn, order));
+        }
+    }
+    assert_eq!(frames.stats().free, left);
+    held
+}
+
+fn give_back(world: &World<'_>, held: Vec<(Pfn, Order)>) {
+    for (pfn, order) in held {
+        world.manager.frames().free(pfn, order, false);
+    }
 }
 
 fn policy_order(policy: Policy) -> Order {
@@ -211,5 +221,37 @@ fn a_split_of_folios() {
             if report.split == 1 { Ok(()) } else { Err(format!("{report:?}")) }
         });
         assert_eq!(needs, 33, "32 copies and the list of them");
+    }
+}
+
+/// Two vmas, of which the first goes and the second cannot: no table stays where nothing is mapped any more.
+#[test]
+fn what_ends_half_way_leaves_no_table() {
+    type Operation = fn(&World<'_>, SpaceId) -> Result<(), MapError>;
+    let of_two: [(Policy, Operation); 2] = [
+        (huge_by_pages(), |world, space| world.manager.remap(space, at(BASE), 1024, at(3 * BASE), 1024)),
+        (huge(), |world, space| world.manager.unmap(space, at(BASE), 1000)),
+    ];
+    for (policy, operation) in of_two {
+        let mut half_way = 0;
+        for left in 0.. {
+            let machine = machine_of(FRAMES);
+            let world: World<'_> = World::new(&machine, policy);
+            world.manager.frames().set_reserve(0);
+            let space = world.anon(1024);
+            world.manager.advise(space, at(BASE + 512), 512, Advice::HugePage).unwrap();
+            world.fill(space, BASE..BASE + 1024, 1);
+            let held = hold_all_but(&world, left);
+            let outcome = operation(&world, space);
+            half_way += u64::from(outcome.is_err() && world.leaf(space, BASE).is_none());
+            world.audit();
+            give_back(&world, held);
+            // A space that ends looks for tables where vmas are.
+            world.end(&[]);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        assert!(half_way > 0, "it never ends half way");
     }
 }
