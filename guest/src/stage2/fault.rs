@@ -148,7 +148,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
                 Done(fault) => return Ok(VmFault { host_faults, ..fault }),
                 Again => {}
                 Host(page) => {
-                    self.fault(vm.space(), Gva::from_page(page), at.access).map_err(VmFaultError::Host)?;
+                    // What a guest may fetch its own tables say: to its VMM it reads.
+                    let access = if at.access == Access::Write { Access::Write } else { Access::Read };
+                    self.fault(vm.space(), Gva::from_page(page), access).map_err(VmFaultError::Host)?;
                     host_faults += 1;
                 }
             }
@@ -377,6 +379,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
         let at = part.index(gfn);
         let level = part.level();
         let step = level.entry_pages();
+        let note_store = || {
+            if entry.get().flags.has(SlotFlags::LOGGING) {
+                self.note_dirty(entry, gfn);
+            }
+        };
         let leads = |i: usize| {
             let first = part.page(i);
             gfns.start <= first
@@ -390,6 +397,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             let attrs = leaf_attrs(true);
             let attrs = if self.is_tracked(vm, view, gfn) { attrs.without(Attrs::WRITE) } else { attrs };
             part.change(at, 1, Attrs::NONE, attrs);
+            note_store();
             return Ok(Done(fault(VmFaultKind::Upgraded, level, step, Order::BASE)));
         }
         debug_assert!((part.page(at)..part.page(at) + step).contains(&gfn), "the part is of this guest frame");
@@ -412,10 +420,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
             }
             part.change(range.start, range.len(), Attrs::NONE, leaf_attrs(true));
         }
-        let slot = entry.get();
-        if slot.flags.has(SlotFlags::LOGGING) {
-            self.note_dirty(entry, gfn);
-        }
+        note_store();
         let order = behind.folio.map_or(Order::BASE, |folio| folio.order());
         Ok(Done(fault(VmFaultKind::Upgraded, level, range.len() as u64 * step, order)))
     }

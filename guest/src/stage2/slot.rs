@@ -276,7 +276,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, Classes<A>> {
 
     /// The slot that has guest frame `gfn`.
     pub fn slot_at(&self, id: VmId, view: AsId, gfn: u64) -> Option<(SlotId, Slot)> {
-        self.find_slot(&self.vm(id), view, gfn).map(|entry| (entry.id(), entry.get()))
+        let vm = self.vm(id);
+        let _guard = self.read_vm(&vm);
+        self.find_slot(&vm, view, gfn).map(|entry| (entry.id(), entry.get()))
     }
 
     pub(super) fn remove_slot_locked(&self, vm: &Vm<'_>, view: AsId, entry: SlotRecord<'_>) {

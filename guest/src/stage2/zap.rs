@@ -188,10 +188,17 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// Takes leaves that hold no reference out of the counts.
     pub(super) fn uncount_stage2(&self, removed: Removed<'_>) {
         let Removed { folio, batch, beside, dirty } = removed;
-        if dirty && !folio.is_anon() {
+        if folio.is_anon() {
+            A::sub(&self.counts(folio), &batch, beside);
+            return;
+        }
+        // Where a VM alone maps what is cached, the leaf's count is all that keeps it: from then on that says 0 until the scheme is done with it, a reference does.
+        folio.get(1);
+        if dirty {
             folio.set_flags(FolioFlags::DIRTY);
         }
         A::sub(&self.counts(folio), &batch, beside);
+        self.put(folio, 1);
     }
 
     /// Frees the tables of guest frames that have no leaves any more.

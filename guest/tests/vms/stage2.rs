@@ -314,6 +314,32 @@ tests! {
         w.end_vms(&[]);
     }
 
+    the_log_tells_stores_to_a_device_of_the_vmm huge, |w, format| {
+        let (space, vm) = vm_of(&w, 16, format);
+        w.map(space, 3 * BASE, 16, RW, Map::Device(w.device()));
+        let slot = w.slot(vm, 4096, 3 * BASE, 16, SlotFlags::default());
+        w.manager.start_log(vm, AsId::NORMAL, slot).unwrap();
+        for round in 0..2 {
+            // Read first: then the leaf is there, and the store finds it read-only.
+            w.guest_read(vm, 4098);
+            w.guest_write(vm, 4098, round);
+            let mut gfns = Vec::new();
+            w.manager.take_log(vm, AsId::NORMAL, slot, |gfn| gfns.push(gfn));
+            assert_eq!(gfns, [4098], "round {round}");
+        }
+        w.audit_classes();
+        w.end_vms(&[]);
+    }
+
+    a_guest_fetches_what_its_vmm_may_only_store_to huge, |w, format| {
+        let (space, vm) = vm_of(&w, 512, format);
+        let fetch = VmAccess { view: AsId::NORMAL, gfn: 5, access: Access::Fetch };
+        w.manager.vm_fault(vm, fetch).expect("its VMM has not touched it yet");
+        assert!(w.leaf(space, BASE + 5).is_some());
+        w.audit_classes();
+        w.end_vms(&[]);
+    }
+
     the_log_tells_what_was_stored_to huge, |w, format| {
         let (space, vm) = vm_of(&w, 1024, format);
         let (slot, _) = w.manager.slot_at(vm, AsId::NORMAL, GFN).unwrap();
