@@ -42,7 +42,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// A file (`contents` gives its number in the trace) or shared memory of `pages` pages, cached in folios of at most `order`.
     ///
     /// # Errors
-    /// [`MapError::OutOfFrames`].
+    /// [`MapError::OutOfFrames`]; [`MapError::BadRange`] for more pages than a space has.
     pub fn create_object(
         &self,
         kind: ObjectKind,
@@ -55,6 +55,9 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     }
 
     pub(super) fn new_object(&self, contents: u64, pages: u64, order: Order) -> Result<ObjectId, MapError> {
+        if pages > super::PAGES_END {
+            return Err(MapError::BadRange);
+        }
         let root = self.alloc_table().ok_or(MapError::OutOfFrames)?;
         let Some(number) = self.objects.alloc(&self.frames) else {
             self.free_table(root, true);

@@ -119,6 +119,8 @@ fn the_wrong_kind_is_refused_and_changes_nothing() {
     ] {
         assert_eq!(manager.driver_folio(id, index, Order::new(order)).err(), Some(error), "{index}, order {order}");
     }
+    let too_large = manager.create_object(ObjectKind::Shared, 0, (1 << 35) + 1, Order::BASE);
+    assert_eq!(too_large, Err(MapError::BadRange));
     let space = world.anon(8);
     world.write(space, BASE, 1);
     let anon = manager.folio(world.leaf(space, BASE).unwrap().0).unwrap();
