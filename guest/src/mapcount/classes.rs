@@ -113,7 +113,7 @@ impl<A: Accounting> Accounting for Classes<A> {
         A::add(&Self::of(t, b), b, beside)
     }
     #[inline]
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<(), Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         A::dup(&Self::of(t, b), b, beside)
     }
     #[inline]

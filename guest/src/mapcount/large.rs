@@ -19,8 +19,8 @@ pub trait Large: Copy + fmt::Debug + Send + Sync + 'static {
     const PAGE_COUNTS: usize = 0;
 
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused>;
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        Self::add(t, b, beside).map(|_| ())
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        Self::add(t, b, beside)
     }
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
     fn split<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta;
@@ -101,9 +101,10 @@ impl<S: Large> Accounting for S {
     }
 
     #[inline(always)]
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<(), Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
         match t.small {
-            Some(count) => small_add(t, count, b).map(|_| ()),
+            // The page is mapped already.
+            Some(count) => small_add(t, count, b).map(|_| Delta::default()),
             None => <S as Large>::dup(t, b, beside),
         }
     }

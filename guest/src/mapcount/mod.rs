@@ -155,13 +155,12 @@ pub trait Accounting: Copy + fmt::Debug + Send + Sync + 'static {
     /// [`Refused`]; nothing has changed then.
     fn add<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused>;
 
-    /// Leaves are about to be duplicated by fork into the table, region and owner that `b` names. What they map is mapped already, by leaves of the same size: no
-    /// statistic changes.
+    /// Leaves are about to be duplicated by fork into the table, region and owner that `b` names.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        Self::add(t, b, beside).map(|_| ())
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        Self::add(t, b, beside)
     }
 
     /// Leaves are gone, and flushed.

@@ -48,13 +48,13 @@ impl<A: Accounting, B: Accounting> Accounting for Observe<A, B> {
         }
         Ok(delta)
     }
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        A::dup(&Self::first(t), b, beside)?;
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Result<Delta, Refused> {
+        let delta = A::dup(&Self::first(t), b, beside)?;
         if let Err(refused) = B::dup(&Self::second(t), b, beside) {
             A::sub(&Self::first(t), b, beside);
             return Err(refused);
         }
-        Ok(())
+        Ok(delta)
     }
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, beside: Neighbours) -> Delta {
         B::sub(&Self::second(t), b, beside);

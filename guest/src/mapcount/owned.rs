@@ -17,6 +17,9 @@ pub trait Extent: Copy + fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Whether an owner without a slot, whose leaves were counted, gets one.
     const RELEARNS: bool = false;
 
+    /// Whether [`mapped_pages`](Self::mapped_pages) is a guess that grows with every leaf: also when what is mapped is mapped once more.
+    const GUESSES: bool = false;
+
     /// Refuses leaves that have no representation.
     ///
     /// # Errors
@@ -189,9 +192,9 @@ impl<X: Extent> Large for Owned<X> {
     }
 
     #[inline(always)]
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<(), Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         // What stands there already is copied, whatever its size.
-        Self::add_leaves(t, b).map(|_| ())
+        Self::add_leaves(t, b).map(|delta| if X::GUESSES { delta } else { Delta::default() })
     }
 
     #[inline(always)]

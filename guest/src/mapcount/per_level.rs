@@ -47,6 +47,7 @@ impl Levels {
 
 impl Extent for Levels {
     const NAME: &'static str = "per-level";
+    const GUESSES: bool = true;
     const RELEARNS: bool = true;
 
     fn of(word: u64) -> Self {

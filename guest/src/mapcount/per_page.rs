@@ -118,7 +118,7 @@ impl Large for PerPage {
         Ok(delta)
     }
 
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<(), Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         // The pages are visible already.
         let c = counts(t);
         admit(t, b)?;
@@ -134,7 +134,7 @@ impl Large for PerPage {
                 c.between.add(b.leaves());
             }
         }
-        Ok(())
+        Ok(Delta::default())
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

@@ -197,9 +197,9 @@ impl Large for RmapIds {
         add(t, b)
     }
 
-    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<(), Refused> {
+    fn dup<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Result<Delta, Refused> {
         // What stands there already is copied, whatever its size.
-        add(t, b).map(|_| ())
+        add(t, b)
     }
 
     fn sub<M: Memory>(t: &Target<'_, M>, b: &Batch, _beside: Neighbours) -> Delta {

@@ -5,11 +5,21 @@ use super::vma::{Tracking, Vma};
 use super::{Change, Manager, MapError, Removed, Space, SpaceId};
 use crate::folio::Folio;
 use crate::format::Attrs;
-use crate::mapcount::{Accounting, Batch, Neighbours, Refused};
+use crate::mapcount::{Accounting, Batch, Delta, Neighbours, Refused};
 use crate::memory::{Memory, Tlb};
 use crate::page_table::{Flush, Run};
 use crate::sync::write_lock;
 use core::sync::atomic::Ordering::Relaxed;
+
+/// What a fork has copied of a vma.
+#[derive(Default)]
+struct Copied {
+    /// Pages that are resident in the child.
+    pages: u64,
+    /// What the accounting calls came to, of anonymous folios and of others: where a scheme guesses how much is mapped.
+    anon: Delta,
+    other: Delta,
+}
 
 impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
     /// A new space that shares every private page of `parent` until one of the two stores to it. Pages of objects and devices that no
@@ -70,13 +80,15 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
-        let mut copied = 0;
+        let mut copied = Copied::default();
         let result = self.copy_parts(from, to, vma, copy, flush, &mut copied);
-        to.rss().fetch_add(copied, Relaxed);
+        to.rss().fetch_add(copied.pages, Relaxed);
+        self.statistics.note(true, copied.anon);
+        self.statistics.note(false, copied.other);
         result
     }
 
-    /// As [`copy_leaves`](Self::copy_leaves); `copied` grows by the pages that are resident in the child, also when it fails.
+    /// As [`copy_leaves`](Self::copy_leaves); `copied` is what it has come to, also when it fails.
     fn copy_parts<'a>(
         &'a self,
         from: &Space<'a>,
@@ -84,7 +96,7 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         vma: Vma<'a>,
         copy: Vma<'a>,
         flush: &mut Flush<Removed<'a>>,
-        copied: &mut u64,
+        copied: &mut Copied,
     ) -> Result<(), MapError> {
         let lost = if vma.is_private() { Attrs::WRITE.or(Attrs::EXCLUSIVE) } else { Attrs::NONE };
         let mut cursor = from.table().cursor(self, vma.start(), vma.end());
@@ -121,13 +133,12 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
                 let beside = |run: Run| self.beside(&child, copy, folio, i..i + run.leaves);
                 // By the same function, once where it is known what the folio is.
                 let (run, counted) = if folio.is_small() {
-                    (Run::ONE, self.duplicate(folio, &batch(Run::ONE), beside(Run::ONE)))
+                    (Run::ONE, self.duplicate(folio, &batch(Run::ONE), beside(Run::ONE), copied))
                 } else {
                     let run = part.run(i, most.min(range.end - i), Attrs::ALL);
-                    (run, self.duplicate_large(folio, &batch(run), beside(run)))
+                    (run, self.duplicate_large(folio, &batch(run), beside(run), copied))
                 };
                 counted.map_err(MapError::Refused)?;
-                *copied += pages(run);
                 part.copy_to(i, run, &child, lost);
                 i += run.leaves;
             }
@@ -137,18 +148,38 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
 
     /// Counts leaves of `folio` for the child.
     #[inline(always)]
-    fn duplicate(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
+    fn duplicate(
+        &self,
+        folio: Folio<'_>,
+        batch: &Batch,
+        beside: Neighbours,
+        copied: &mut Copied,
+    ) -> Result<(), Refused> {
         self.take(folio, batch.leaves())?;
-        let counted = self.tell(Change::Dup, folio, batch, beside);
-        if counted.is_err() {
-            self.put(folio, batch.leaves());
+        let delta = match self.tell(Change::Dup, folio, batch, beside) {
+            Ok(delta) => delta,
+            Err(refused) => {
+                self.put(folio, batch.leaves());
+                return Err(refused);
+            }
+        };
+        if (delta.mapped, delta.huge) != (0, 0) {
+            let sum = if folio.is_anon() { &mut copied.anon } else { &mut copied.other };
+            (sum.mapped, sum.huge) = (sum.mapped + delta.mapped, sum.huge + delta.huge);
         }
-        counted.map(|_| ())
+        copied.pages += u64::from(batch.pages);
+        Ok(())
     }
 
     /// As [`duplicate`](Self::duplicate), apart: where a folio is known to be a page, that is a few instructions.
     #[inline(never)]
-    fn duplicate_large(&self, folio: Folio<'_>, batch: &Batch, beside: Neighbours) -> Result<(), Refused> {
-        self.duplicate(folio, batch, beside)
+    fn duplicate_large(
+        &self,
+        folio: Folio<'_>,
+        batch: &Batch,
+        beside: Neighbours,
+        copied: &mut Copied,
+    ) -> Result<(), Refused> {
+        self.duplicate(folio, batch, beside, copied)
     }
 }

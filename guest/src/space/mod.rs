@@ -246,7 +246,7 @@ impl Change {
     ) -> Result<Delta, Refused> {
         match self {
             Self::Add => counting(Call::Add, || A::add(target, batch, beside)),
-            Self::Dup => counting(Call::Dup, || A::dup(target, batch, beside)).map(|()| Delta::default()),
+            Self::Dup => counting(Call::Dup, || A::dup(target, batch, beside)),
             Self::Sub => Ok(counting(Call::Sub, || A::sub(target, batch, beside))),
         }
     }

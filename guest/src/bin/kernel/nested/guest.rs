@@ -217,7 +217,7 @@ impl<'a, F: Format, T: Tables> Guest<'a, F, T> {
         {
             let part = self.part(page);
             self.guests.owe(self.second.root());
-            part.split(part.index(page), &mut flush).map_err(|_| "no frame for a split")?;
+            part.split(part.index(page), &mut flush, || ()).map_err(|_| "no frame for a split")?;
         }
         self.finish(&mut flush);
         Ok(())
