@@ -456,19 +456,29 @@ fn bench_scheme_help() -> String {
     format!("The mapcount schemes: {}; all for each of them [default: total; of VMs none,total]", names.join(", "))
 }
 
+/// The schemes that `names` are, each once, in the order of its first mention.
+fn schemes_of(names: &[String]) -> Result<Vec<Scheme>, Error> {
+    let mut schemes = Vec::new();
+    for name in names {
+        let wanted = match name.parse::<Scheme>() {
+            Ok(Scheme::All) => Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All).collect(),
+            Ok(scheme) => vec![scheme],
+            Err(error) => return Err(Error::Usage(format!("--scheme {name}: {error}"))),
+        };
+        for scheme in wanted {
+            if !schemes.contains(&scheme) {
+                schemes.push(scheme);
+            }
+        }
+    }
+    Ok(schemes)
+}
+
 impl BenchArgs {
     fn options(&self) -> Result<bench::Options, Error> {
         let has = |what: What| self.what.iter().any(|&wanted| wanted == what || wanted == What::All);
         let among = |operation: &Operation| self.what.iter().any(|what| what.operations().contains(operation));
-        let mut schemes = Vec::new();
-        for name in &self.scheme {
-            match name.parse::<Scheme>() {
-                Ok(Scheme::All) => schemes.extend(Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All)),
-                Ok(scheme) if schemes.contains(&scheme) => {}
-                Ok(scheme) => schemes.push(scheme),
-                Err(error) => return Err(Error::Usage(format!("--scheme {name}: {error}"))),
-            }
-        }
+        let mut schemes = schemes_of(&self.scheme)?;
         let vms = if self.what.contains(&What::Nested) {
             let schemes = if schemes.is_empty() { vec![Scheme::None, Scheme::Total] } else { schemes.clone() };
             Some(bench::Vms::new(schemes, self.stage2, self.vm_memory)?)
@@ -622,12 +632,23 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, size};
+    use super::{Cli, schemes_of, size};
     use clap::CommandFactory;
+    use quire::mapcount::Scheme;
 
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_scheme_is_measured_once() {
+        let of = |names: &[&str]| schemes_of(&names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        let all = of(&["total", "all", "none"]);
+        assert_eq!(all.len(), Scheme::EACH.len() - 1);
+        assert_eq!(all[0], Scheme::Total);
+        assert!(Scheme::EACH.iter().all(|scheme| all.contains(scheme) == (*scheme != Scheme::All)));
+        assert_eq!(of(&["none", "total", "none"]), [Scheme::None, Scheme::Total]);
     }
 
     #[test]
