@@ -217,7 +217,7 @@ struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     launches: u64,
     /// Measure nothing: compare two files that --json wrote, the second against the first
-    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["what", "html"])]
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["what", "order", "scheme", "stage2", "vm_memory", "ring", "guest_memory", "turns", "samples", "launches", "html", "beside"])]
     compare: Option<Vec<PathBuf>>,
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
