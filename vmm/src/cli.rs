@@ -22,7 +22,7 @@ use crate::replay::{Backend, Config, Ring, Stage2, replay};
 use crate::report::Report;
 use crate::workload::Workload;
 use crate::{flat, kernel, schemes};
-use crate::{nested, progress};
+use crate::{nested, output, progress};
 
 const ABOUT: &str = "Maps memory in large folios on real page tables and counts who maps them";
 
@@ -420,6 +420,7 @@ fn scheme_help() -> String {
 }
 
 fn run(args: &RunArgs) -> Result<ExitCode, Error> {
+    check_outputs(args.json.as_ref(), None)?;
     let (workload, config) = args.replay.prepare()?;
     let pages = args.json.is_some() || args.stats == Some(StatsText::Pagemap);
     let config = Config { scheme: args.scheme, checkpoints: args.checkpoints, pages, ..config };
@@ -440,14 +441,15 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 fn compare_all(args: &CompareArgs) -> Result<ExitCode, Error> {
+    check_outputs(args.json.as_ref(), args.html.as_ref())?;
     let (workload, config) = args.replay.prepare()?;
     let config = Config { checkpoints: args.checkpoints, ..config };
     let comparison = compare(&workload, &config, if args.only_answers { 0 } else { args.rounds })?;
+    let shown = show(&comparison, &comparison.to_string(), args.json.as_ref());
     if let Some(file) = &args.html {
         write(file, html::page(&comparison).as_bytes())?;
     }
-    show(&comparison, &comparison.to_string(), args.json.as_ref())?;
-    Ok(ExitCode::SUCCESS)
+    shown.map(|()| ExitCode::SUCCESS)
 }
 
 /// Help of `--scheme` of the benchmark.
@@ -509,16 +511,18 @@ fn benchmark(args: &BenchArgs) -> Result<(), Error> {
     if let Some(began) = args.launched_at {
         return print(&bench::launch::child(began)?);
     }
+    check_outputs(args.json.as_ref(), args.html.as_ref())?;
     if let Some([first, second]) = args.compare.as_deref() {
         let comparison = bench::compare::compare(&bench::compare::read(first)?, &bench::compare::read(second)?);
         return show(&comparison, &comparison.to_string(), args.json.as_ref());
     }
     let beside = args.beside.as_deref().map(bench::beside::read).transpose()?;
     let found = bench::measure(&args.options()?)?;
+    let shown = show(&found, &found.to_string(), args.json.as_ref());
     if let Some(file) = &args.html {
         write(file, bench::html::page(&found, beside.as_ref()).as_bytes())?;
     }
-    show(&found, &found.to_string(), args.json.as_ref())
+    shown
 }
 
 fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
@@ -543,15 +547,25 @@ fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints `report` as `text`, or as JSON; or writes the JSON to a file beside the text.
+/// Refuses files that cannot be written, before anything is measured for them.
+fn check_outputs(json: Option<&Option<PathBuf>>, html: Option<&PathBuf>) -> Result<(), Error> {
+    json.and_then(Option::as_ref)
+        .into_iter()
+        .chain(html)
+        .try_for_each(|file| output::check(file).map_err(|error| cannot_write(file, error)))
+}
+
+/// Prints `report` as `text`, or as JSON; or writes the JSON to a file beside the text, which is printed even if that fails.
 fn show(report: &impl Serialize, text: &str, json: Option<&Option<PathBuf>>) -> Result<(), Error> {
     let line = || serde_json::to_string(report).map(|json| json + "\n").map_err(|error| Error::Exit(error.to_string()));
     match json {
-        Some(None) => return print(&line()?),
-        Some(Some(file)) => write(file, line()?.as_bytes())?,
-        None => {}
+        None => print(text),
+        Some(None) => print(&line()?),
+        Some(Some(file)) => {
+            print(text)?;
+            write(file, line()?.as_bytes())
+        }
     }
-    print(text)
 }
 
 fn explain(args: &ExplainArgs) -> Result<(), Error> {
@@ -598,7 +612,11 @@ fn write_kernel(args: &KernelArgs) -> Result<(), Error> {
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
-    fs::write(file, bytes).map_err(|error| Error::Write { file: file.display().to_string(), error })
+    fs::write(file, bytes).map_err(|error| cannot_write(file, error))
+}
+
+fn cannot_write(file: &Path, error: io::Error) -> Error {
+    Error::Write { file: file.display().to_string(), error }
 }
 
 /// Prints to standard output. A reader that has gone away is no failure of ours.

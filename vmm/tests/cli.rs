@@ -262,3 +262,22 @@ fn benchmarks_that_cannot_be_compared_are_refused() {
     std::fs::remove_file(sound).unwrap();
     std::fs::remove_file(other).unwrap();
 }
+
+#[test]
+fn files_that_cannot_be_written_are_refused_before_anything_else() {
+    let says = "/no/such/folder/x cannot be written";
+    // What comes next would fail by another code.
+    fails(&["run", "no-such-trace", "--json=/no/such/folder/x"], 1, says);
+    fails(&["compare", "no-such-trace", "--json=/no/such/folder/x"], 1, says);
+    fails(&["compare", "no-such-trace", "--html", "/no/such/folder/x"], 1, says);
+    fails(&["bench", "boot", "--html", "/no/such/folder/x", "--beside", "no-such-file"], 1, says);
+    fails(&["bench", "--compare", "no-such-file", "no-such-file", "--json=/no/such/folder/x"], 1, says);
+}
+
+#[test]
+fn the_text_is_printed_though_a_file_fails() {
+    let output = quire(&["run", "--backend", "model", "--json=/dev/full"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/dev/full cannot be written"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("what the mapcounts know"));
+}
