@@ -60,7 +60,8 @@ cleared (the figure to quote), with frames known to be zero, and with fresh ones
 With --compare the exit code is 0 whatever the verdict; the file must come from --json. Of pairs of equal benchmarks at most one in twenty shows any difference.
 
 nested (or stage2) is about VMs of our manager inside of this VM: stage-2 faults, whole nested faults through the MMU and where their time goes, the dirty log, clones, and the end of a VM with \
-1 GiB mapped; under none and total beside each other, which is what the ledger costs. It has frames known to be zero, no other schemes, and is not part of all. With --stage2 ept or npt, which take a KVM \
+1 GiB mapped; under none and total beside each other, which is what the ledger costs. It has frames known to be zero, but fresh ones for the end of a VM; \
+no other schemes; and is not part of all. With --stage2 ept or npt, which take a KVM \
 that offers VMX or SVM to its guests, tables are in that format and nested faults are left out: processes in a VM are timed on composed tables alone.
 
 Examples: quire bench fault --order 0,4,9 --scheme none,total; quire bench nested --order 0,4,9; quire bench all --json=now.json --html now.html; quire bench --compare before.json now.json")]
@@ -77,8 +78,7 @@ Example: quire record -o build.trace -- gcc -O2 -c main.c")]
     /// Write the kernel's image, to boot it under another machine
     #[command(after_help = "\
 An ELF file with a PVH note: `qemu-system-x86_64 -kernel quire.elf` boots it. --flat writes the same image as one run of bytes, \
-to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it (or write it alone with \
---orders, as the PVH module: -initrd). Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
+to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it. Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
     Kernel(KernelArgs),
     /// Say what each scheme keeps, which locked operations it takes and which questions it answers
     #[command(after_help = "\
@@ -195,9 +195,9 @@ struct BenchArgs {
     order: Vec<u8>,
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', help = bench_scheme_help())]
     scheme: Vec<String>,
-    /// With nested: how the stage-2 tables of VMs are written and walked
-    #[arg(long, value_enum, default_value = "shadow")]
-    stage2: Stage2,
+    /// With nested: how the stage-2 tables of VMs are written and walked [default: shadow]
+    #[arg(long, value_enum)]
+    stage2: Option<Stage2>,
     /// With nested: the memory of the VM whose end is timed, like 256M; without it 1G, or less where the host has no room for its tables
     #[arg(long, value_name = "SIZE", value_parser = size)]
     vm_memory: Option<u64>,
@@ -302,9 +302,9 @@ struct RecordArgs {
 struct ExplainArgs {
     /// The scenario to show in full, like S6c, or `nested`; without it, all of them in short
     scenario: Option<String>,
-    /// With `nested`: the tables of its VM. ept and npt want a KVM that offers VMX or SVM to its guests
-    #[arg(long, value_enum, default_value = "shadow")]
-    stage2: Stage2,
+    /// With `nested`: the tables of its VM. ept and npt want a KVM that offers VMX or SVM to its guests [default: shadow]
+    #[arg(long, value_enum)]
+    stage2: Option<Stage2>,
     /// Where the manager runs: in a VM, or in this process over emulated frames
     #[arg(long, value_name = "auto|kvm|model", default_value = "auto")]
     backend: Backend,
@@ -373,6 +373,12 @@ impl ReplayArgs {
     fn config(&self) -> Result<Config, Error> {
         if self.vcpus != 1 {
             return Err(Error::Lacks(format!("--vcpus {}: the kernel runs one virtual CPU so far", self.vcpus)));
+        }
+        if self.disturb != 0 && self.stage2 == Stage2::None {
+            return Err(Error::Usage(format!(
+                "--disturb {}: there is no VM to disturb without --stage2",
+                self.disturb
+            )));
         }
         let order = Order::new(self.max_order);
         Ok(Config {
@@ -483,7 +489,9 @@ impl BenchArgs {
         let mut schemes = schemes_of(&self.scheme)?;
         let vms = if self.what.contains(&What::Nested) {
             let schemes = if schemes.is_empty() { vec![Scheme::None, Scheme::Total] } else { schemes.clone() };
-            Some(bench::Vms::new(schemes, self.stage2, self.vm_memory)?)
+            Some(bench::Vms::new(schemes, self.stage2.unwrap_or(Stage2::Shadow), self.vm_memory)?)
+        } else if self.stage2.is_some() || self.vm_memory.is_some() {
+            return Err(Error::Usage("--stage2 and --vm-memory are for VMs, which only `nested` has".to_owned()));
         } else {
             None
         };
@@ -570,18 +578,22 @@ fn show(report: &impl Serialize, text: &str, json: Option<&Option<PathBuf>>) -> 
 
 fn explain(args: &ExplainArgs) -> Result<(), Error> {
     let is_nested = args.scenario.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(nested::NAME));
+    if args.stage2.is_some() && !is_nested {
+        return Err(Error::Usage("--stage2 is for the VM that only `explain nested` has".to_owned()));
+    }
     let scripts = if is_nested { Vec::new() } else { crate::explain::find(args.scenario.as_deref())? };
     let (backend, why) = args.backend.resolve();
     if let Some(why) = why {
         eprintln!("quire: {why}; running in this process instead");
     }
     if is_nested {
-        if args.stage2 == Stage2::None {
+        let stage2 = args.stage2.unwrap_or(Stage2::Shadow);
+        if stage2 == Stage2::None {
             return Err(Error::Usage(
                 "the worked example of nested levels needs a --stage2: shadow, ept or npt".to_owned(),
             ));
         }
-        let example = progress::during("playing nested", || nested::worked_example(backend, args.stage2, args.ring))?;
+        let example = progress::during("playing nested", || nested::worked_example(backend, stage2, args.ring))?;
         return show(&example, &example.to_string(), args.json.then_some(&None));
     }
     let (mut all, mut text) = (Vec::new(), String::new());

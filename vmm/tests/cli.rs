@@ -149,6 +149,12 @@ fn usage_is_code_2() {
     fails(&["run", "--mem", "lots"], 2, "a size is a number");
     fails(&["run", "--backend", "model", "--mem", "4K"], 2, "memory of 4096 bytes cannot be");
     fails(&["run", "--vcpus", "0"], 2, "--vcpus");
+    fails(&["run", "--disturb", "1"], 2, "--disturb 1: there is no VM");
+    fails(&["compare", "--disturb", "1"], 2, "--disturb 1: there is no VM");
+    fails(&["bench", "boot", "--stage2", "ept"], 2, "only `nested` has");
+    fails(&["bench", "metadata", "--vm-memory", "64M"], 2, "only `nested` has");
+    fails(&["explain", "S6c", "--stage2", "ept"], 2, "only `explain nested` has");
+    fails(&["explain", "nested", "--stage2", "none"], 2, "needs a --stage2");
 }
 
 #[test]
