@@ -10,7 +10,7 @@ use quire::mapcount::Scheme;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::emulator::{Failure, is_required};
+use crate::emulator::Failure;
 use crate::kernel::{self, Kernel};
 use crate::linux::{Cost, Linux};
 
@@ -124,9 +124,9 @@ impl Beside {
         json!({ "rows": self.rows, "linux": release, "lacks": lacks })
     }
 
-    /// False if Linux was not there though `QUIRE_REQUIRE` lists it.
-    pub(crate) fn has_required(&self) -> bool {
-        self.linux.is_ok() || !is_required("linux-6.12")
+    /// Why Linux was not there.
+    pub(crate) fn lack(&self) -> Option<&Failure> {
+        self.linux.as_ref().err()
     }
 
     /// For people.

@@ -1,7 +1,7 @@
 //! How many instructions each hot operation takes, by callgrind, beside what `golden.json` says. Instructions do not depend on what
 //! else the machine does, so a change that costs some is seen where a time would drown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ const TOLERANCE: f64 = 0.02;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden.json");
 
 /// Operation, order, level of the leaves.
-const EACH: [(Op, u8, u8); 12] = [
+pub(crate) const EACH: [(Op, u8, u8); 12] = [
     (Op::Map, 0, 1),
     (Op::Single, 0, 1),
     (Op::Map, 4, 1),
@@ -57,32 +57,40 @@ impl Counts {
         std::fs::write(FILE, text).expect("the file can be written");
     }
 
-    /// Whether everything is as it was.
-    pub(crate) fn passed(&self) -> bool {
-        self.golden.keys().eq(self.now.keys()) && self.now.keys().all(|name| self.is_near(name))
-    }
-
     pub(crate) fn show(&self) {
         println!("{:<24} {:>10} {:>10} {:>7}", "what order level scheme", "golden", "now", "change");
-        for (name, now) in &self.now {
-            let Some(&golden) = self.golden.get(name) else {
-                println!("{name:<24} {:>10} {now:>10}", "none");
-                continue;
-            };
-            let mark = if self.is_near(name) { "" } else { "  <--" };
-            println!("{name:<24} {golden:>10} {now:>10} {:>+6.1}%{mark}", self.change(name) * 100.0);
-        }
-        if !self.passed() {
-            println!("more or fewer than golden.json says: if that is meant, `quire-benches instructions --update`");
+        for name in self.now.keys() {
+            println!("{}{}", self.line(name), if self.is_near(name) { "" } else { "  <--" });
         }
     }
 
-    fn change(&self, name: &str) -> f64 {
-        self.golden.get(name).map_or(f64::INFINITY, |golden| self.now[name] as f64 / *golden as f64 - 1.0)
+    /// The rows that are not as they were, and what to do about them; nothing if all are.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        let names: BTreeSet<&String> = self.golden.keys().chain(self.now.keys()).collect();
+        let changed: Vec<_> =
+            names.into_iter().filter(|name| !self.is_near(name)).map(|name| self.line(name)).collect();
+        (!changed.is_empty()).then(|| {
+            format!(
+                "{}\nmore or fewer (golden, now) than golden.json says: if that is meant, `quire-benches instructions --update`",
+                changed.join("\n")
+            )
+        })
+    }
+
+    fn line(&self, name: &str) -> String {
+        let number =
+            |counts: &BTreeMap<String, u64>| counts.get(name).map_or_else(|| "none".to_owned(), u64::to_string);
+        let change = self.change(name).map_or_else(String::new, |change| format!(" {:>+6.1}%", change * 100.0));
+        format!("{name:<24} {:>10} {:>10}{change}", number(&self.golden), number(&self.now))
+    }
+
+    /// Where both have it.
+    fn change(&self, name: &str) -> Option<f64> {
+        Some(*self.now.get(name)? as f64 / *self.golden.get(name)? as f64 - 1.0)
     }
 
     fn is_near(&self, name: &str) -> bool {
-        self.change(name).abs() <= TOLERANCE
+        self.change(name).is_some_and(|change| change.abs() <= TOLERANCE)
     }
 }
 
@@ -99,4 +107,24 @@ fn count(op: Op, order: u8, level: u8, scheme: &str) -> u64 {
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().find_map(|line| line.split_once("Collected : ")).unwrap_or_else(|| panic!("{text}"));
     line.1.trim().parse().expect("a number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn what_has_changed_is_told_and_nothing_else() {
+        let counts = |golden: &[(&str, u64)], now: &[(&str, u64)]| {
+            let [golden, now] =
+                [golden, now].map(|counts| counts.iter().map(|&(name, count)| (name.to_owned(), count)).collect());
+            Counts { golden, now }
+        };
+        assert_eq!(counts(&[("a", 1000), ("b", 7)], &[("a", 1019), ("b", 7)]).complaint(), None);
+        let complaint = counts(&[("a", 1000), ("b", 7), ("gone", 3)], &[("a", 1021), ("b", 7), ("new", 4)]).complaint();
+        let complaint = complaint.expect("three differ");
+        let first: Vec<_> = complaint.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(first, ["a", "gone", "new", "more"]);
+        assert!(complaint.contains("+2.1%") && complaint.ends_with("`quire-benches instructions --update`"));
+    }
 }

@@ -16,7 +16,7 @@ use crate::work::{Op, Probe, Shape, World};
 
 /// Repetitions of which the median is taken, hot and cold.
 pub(crate) const REPETITIONS: [usize; 2] = [21, 7];
-const SHAPES: [Shape; 8] = [
+pub(crate) const SHAPES: [Shape; 8] = [
     Shape::new(0, Level::ONE),
     Shape::new(2, Level::ONE),
     Shape::new(4, Level::ONE),

@@ -68,6 +68,9 @@ impl Op {
     pub(crate) const BULK: [Self; 7] =
         [Self::Map, Self::Translate, Self::Fork, Self::Teardown, Self::Unmap, Self::Stage2, Self::VmEnd];
 
+    /// Those on VMs, which a world of one space does not do.
+    pub(crate) const OF_VMS: [Self; 2] = [Self::Stage2, Self::VmEnd];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Map => "map",
@@ -84,10 +87,6 @@ impl Op {
             Self::Stage2 => "stage2 fault",
             Self::VmEnd => "stage2 teardown",
         }
-    }
-
-    pub(crate) fn of_name(name: &str) -> Option<Self> {
-        Self::EACH.into_iter().find(|op| op.name() == name)
     }
 }
 

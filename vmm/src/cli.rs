@@ -22,7 +22,7 @@ use crate::replay::{Backend, Config, Ring, Stage2, replay};
 use crate::report::Report;
 use crate::workload::Workload;
 use crate::{flat, kernel, schemes};
-use crate::{nested, progress};
+use crate::{nested, output, progress};
 
 const ABOUT: &str = "Maps memory in large folios on real page tables and counts who maps them";
 
@@ -60,7 +60,8 @@ cleared (the figure to quote), with frames known to be zero, and with fresh ones
 With --compare the exit code is 0 whatever the verdict; the file must come from --json. Of pairs of equal benchmarks at most one in twenty shows any difference.
 
 nested (or stage2) is about VMs of our manager inside of this VM: stage-2 faults, whole nested faults through the MMU and where their time goes, the dirty log, clones, and the end of a VM with \
-1 GiB mapped; under none and total beside each other, which is what the ledger costs. It has frames known to be zero, no other schemes, and is not part of all. With --stage2 ept or npt, which take a KVM \
+1 GiB mapped; under none and total beside each other, which is what the ledger costs. It has frames known to be zero, but fresh ones for the end of a VM; \
+no other schemes; and is not part of all. With --stage2 ept or npt, which take a KVM \
 that offers VMX or SVM to its guests, tables are in that format and nested faults are left out: processes in a VM are timed on composed tables alone.
 
 Examples: quire bench fault --order 0,4,9 --scheme none,total; quire bench nested --order 0,4,9; quire bench all --json=now.json --html now.html; quire bench --compare before.json now.json")]
@@ -77,8 +78,7 @@ Example: quire record -o build.trace -- gcc -O2 -c main.c")]
     /// Write the kernel's image, to boot it under another machine
     #[command(after_help = "\
 An ELF file with a PVH note: `qemu-system-x86_64 -kernel quire.elf` boots it. --flat writes the same image as one run of bytes, \
-to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it (or write it alone with \
---orders, as the PVH module: -initrd). Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
+to be loaded at physical 1 MiB and entered there in 32-bit protected mode; --trace appends a trace to it. Results leave as lines on port 0xe9, the last one `quire: RESULT PASS`.")]
     Kernel(KernelArgs),
     /// Say what each scheme keeps, which locked operations it takes and which questions it answers
     #[command(after_help = "\
@@ -195,9 +195,9 @@ struct BenchArgs {
     order: Vec<u8>,
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', help = bench_scheme_help())]
     scheme: Vec<String>,
-    /// With nested: how the stage-2 tables of VMs are written and walked
-    #[arg(long, value_enum, default_value = "shadow")]
-    stage2: Stage2,
+    /// With nested: how the stage-2 tables of VMs are written and walked [default: shadow]
+    #[arg(long, value_enum)]
+    stage2: Option<Stage2>,
     /// With nested: the memory of the VM whose end is timed, like 256M; without it 1G, or less where the host has no room for its tables
     #[arg(long, value_name = "SIZE", value_parser = size)]
     vm_memory: Option<u64>,
@@ -217,7 +217,7 @@ struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     launches: u64,
     /// Measure nothing: compare two files that --json wrote, the second against the first
-    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["what", "html"])]
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"], conflicts_with_all = ["what", "order", "scheme", "stage2", "vm_memory", "ring", "guest_memory", "turns", "samples", "launches", "html", "beside"])]
     compare: Option<Vec<PathBuf>>,
     /// Print JSON instead of text, or write it to FILE beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -302,9 +302,9 @@ struct RecordArgs {
 struct ExplainArgs {
     /// The scenario to show in full, like S6c, or `nested`; without it, all of them in short
     scenario: Option<String>,
-    /// With `nested`: the tables of its VM. ept and npt want a KVM that offers VMX or SVM to its guests
-    #[arg(long, value_enum, default_value = "shadow")]
-    stage2: Stage2,
+    /// With `nested`: the tables of its VM. ept and npt want a KVM that offers VMX or SVM to its guests [default: shadow]
+    #[arg(long, value_enum)]
+    stage2: Option<Stage2>,
     /// Where the manager runs: in a VM, or in this process over emulated frames
     #[arg(long, value_name = "auto|kvm|model", default_value = "auto")]
     backend: Backend,
@@ -374,6 +374,12 @@ impl ReplayArgs {
         if self.vcpus != 1 {
             return Err(Error::Lacks(format!("--vcpus {}: the kernel runs one virtual CPU so far", self.vcpus)));
         }
+        if self.disturb != 0 && self.stage2 == Stage2::None {
+            return Err(Error::Usage(format!(
+                "--disturb {}: there is no VM to disturb without --stage2",
+                self.disturb
+            )));
+        }
         let order = Order::new(self.max_order);
         Ok(Config {
             backend: self.backend,
@@ -420,6 +426,7 @@ fn scheme_help() -> String {
 }
 
 fn run(args: &RunArgs) -> Result<ExitCode, Error> {
+    check_outputs(args.json.as_ref(), None)?;
     let (workload, config) = args.replay.prepare()?;
     let pages = args.json.is_some() || args.stats == Some(StatsText::Pagemap);
     let config = Config { scheme: args.scheme, checkpoints: args.checkpoints, pages, ..config };
@@ -440,14 +447,15 @@ fn run(args: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 fn compare_all(args: &CompareArgs) -> Result<ExitCode, Error> {
+    check_outputs(args.json.as_ref(), args.html.as_ref())?;
     let (workload, config) = args.replay.prepare()?;
     let config = Config { checkpoints: args.checkpoints, ..config };
     let comparison = compare(&workload, &config, if args.only_answers { 0 } else { args.rounds })?;
+    let shown = show(&comparison, &comparison.to_string(), args.json.as_ref());
     if let Some(file) = &args.html {
         write(file, html::page(&comparison).as_bytes())?;
     }
-    show(&comparison, &comparison.to_string(), args.json.as_ref())?;
-    Ok(ExitCode::SUCCESS)
+    shown.map(|()| ExitCode::SUCCESS)
 }
 
 /// Help of `--scheme` of the benchmark.
@@ -456,22 +464,34 @@ fn bench_scheme_help() -> String {
     format!("The mapcount schemes: {}; all for each of them [default: total; of VMs none,total]", names.join(", "))
 }
 
+/// The schemes that `names` are, each once, in the order of its first mention.
+fn schemes_of(names: &[String]) -> Result<Vec<Scheme>, Error> {
+    let mut schemes = Vec::new();
+    for name in names {
+        let wanted = match name.parse::<Scheme>() {
+            Ok(Scheme::All) => Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All).collect(),
+            Ok(scheme) => vec![scheme],
+            Err(error) => return Err(Error::Usage(format!("--scheme {name}: {error}"))),
+        };
+        for scheme in wanted {
+            if !schemes.contains(&scheme) {
+                schemes.push(scheme);
+            }
+        }
+    }
+    Ok(schemes)
+}
+
 impl BenchArgs {
     fn options(&self) -> Result<bench::Options, Error> {
         let has = |what: What| self.what.iter().any(|&wanted| wanted == what || wanted == What::All);
         let among = |operation: &Operation| self.what.iter().any(|what| what.operations().contains(operation));
-        let mut schemes = Vec::new();
-        for name in &self.scheme {
-            match name.parse::<Scheme>() {
-                Ok(Scheme::All) => schemes.extend(Scheme::EACH.into_iter().filter(|&scheme| scheme != Scheme::All)),
-                Ok(scheme) if schemes.contains(&scheme) => {}
-                Ok(scheme) => schemes.push(scheme),
-                Err(error) => return Err(Error::Usage(format!("--scheme {name}: {error}"))),
-            }
-        }
+        let mut schemes = schemes_of(&self.scheme)?;
         let vms = if self.what.contains(&What::Nested) {
             let schemes = if schemes.is_empty() { vec![Scheme::None, Scheme::Total] } else { schemes.clone() };
-            Some(bench::Vms::new(schemes, self.stage2, self.vm_memory)?)
+            Some(bench::Vms::new(schemes, self.stage2.unwrap_or(Stage2::Shadow), self.vm_memory)?)
+        } else if self.stage2.is_some() || self.vm_memory.is_some() {
+            return Err(Error::Usage("--stage2 and --vm-memory are for VMs, which only `nested` has".to_owned()));
         } else {
             None
         };
@@ -499,16 +519,18 @@ fn benchmark(args: &BenchArgs) -> Result<(), Error> {
     if let Some(began) = args.launched_at {
         return print(&bench::launch::child(began)?);
     }
+    check_outputs(args.json.as_ref(), args.html.as_ref())?;
     if let Some([first, second]) = args.compare.as_deref() {
         let comparison = bench::compare::compare(&bench::compare::read(first)?, &bench::compare::read(second)?);
         return show(&comparison, &comparison.to_string(), args.json.as_ref());
     }
     let beside = args.beside.as_deref().map(bench::beside::read).transpose()?;
     let found = bench::measure(&args.options()?)?;
+    let shown = show(&found, &found.to_string(), args.json.as_ref());
     if let Some(file) = &args.html {
         write(file, bench::html::page(&found, beside.as_ref()).as_bytes())?;
     }
-    show(&found, &found.to_string(), args.json.as_ref())
+    shown
 }
 
 fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
@@ -533,31 +555,45 @@ fn write_trace(args: &RecordArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints `report` as `text`, or as JSON; or writes the JSON to a file beside the text.
+/// Refuses files that cannot be written, before anything is measured for them.
+fn check_outputs(json: Option<&Option<PathBuf>>, html: Option<&PathBuf>) -> Result<(), Error> {
+    json.and_then(Option::as_ref)
+        .into_iter()
+        .chain(html)
+        .try_for_each(|file| output::check(file).map_err(|error| cannot_write(file, error)))
+}
+
+/// Prints `report` as `text`, or as JSON; or writes the JSON to a file beside the text, which is printed even if that fails.
 fn show(report: &impl Serialize, text: &str, json: Option<&Option<PathBuf>>) -> Result<(), Error> {
     let line = || serde_json::to_string(report).map(|json| json + "\n").map_err(|error| Error::Exit(error.to_string()));
     match json {
-        Some(None) => return print(&line()?),
-        Some(Some(file)) => write(file, line()?.as_bytes())?,
-        None => {}
+        None => print(text),
+        Some(None) => print(&line()?),
+        Some(Some(file)) => {
+            print(text)?;
+            write(file, line()?.as_bytes())
+        }
     }
-    print(text)
 }
 
 fn explain(args: &ExplainArgs) -> Result<(), Error> {
     let is_nested = args.scenario.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(nested::NAME));
+    if args.stage2.is_some() && !is_nested {
+        return Err(Error::Usage("--stage2 is for the VM that only `explain nested` has".to_owned()));
+    }
     let scripts = if is_nested { Vec::new() } else { crate::explain::find(args.scenario.as_deref())? };
     let (backend, why) = args.backend.resolve();
     if let Some(why) = why {
         eprintln!("quire: {why}; running in this process instead");
     }
     if is_nested {
-        if args.stage2 == Stage2::None {
+        let stage2 = args.stage2.unwrap_or(Stage2::Shadow);
+        if stage2 == Stage2::None {
             return Err(Error::Usage(
                 "the worked example of nested levels needs a --stage2: shadow, ept or npt".to_owned(),
             ));
         }
-        let example = progress::during("playing nested", || nested::worked_example(backend, args.stage2, args.ring))?;
+        let example = progress::during("playing nested", || nested::worked_example(backend, stage2, args.ring))?;
         return show(&example, &example.to_string(), args.json.then_some(&None));
     }
     let (mut all, mut text) = (Vec::new(), String::new());
@@ -588,7 +624,11 @@ fn write_kernel(args: &KernelArgs) -> Result<(), Error> {
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
-    fs::write(file, bytes).map_err(|error| Error::Write { file: file.display().to_string(), error })
+    fs::write(file, bytes).map_err(|error| cannot_write(file, error))
+}
+
+fn cannot_write(file: &Path, error: io::Error) -> Error {
+    Error::Write { file: file.display().to_string(), error }
 }
 
 /// Prints to standard output. A reader that has gone away is no failure of ours.
@@ -622,12 +662,23 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, size};
+    use super::{Cli, schemes_of, size};
     use clap::CommandFactory;
+    use quire::mapcount::Scheme;
 
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_scheme_is_measured_once() {
+        let of = |names: &[&str]| schemes_of(&names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        let all = of(&["total", "all", "none"]);
+        assert_eq!(all.len(), Scheme::EACH.len() - 1);
+        assert_eq!(all[0], Scheme::Total);
+        assert!(Scheme::EACH.iter().all(|scheme| all.contains(scheme) == (*scheme != Scheme::All)));
+        assert_eq!(of(&["none", "total", "none"]), [Scheme::None, Scheme::Total]);
     }
 
     #[test]

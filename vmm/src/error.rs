@@ -43,6 +43,18 @@ pub enum Error {
         /// The most that can be had.
         most: u64,
     },
+    /// Frames of that size leave the machine no room for what it has beside them.
+    #[error(
+        "memory of {bytes} bytes cannot be: the machine has {beside} bytes on top of it (recounts, the trace, a tenant VM), and no more than {most} in all"
+    )]
+    NoRoomBeside {
+        /// What was asked for.
+        bytes: u64,
+        /// What there is on top.
+        beside: u64,
+        /// The most that a machine has.
+        most: u64,
+    },
     /// The host gives no memory.
     #[error("the host gives no guest memory ({what}, {bytes} bytes): {error}")]
     Memory {
@@ -169,7 +181,7 @@ impl Error {
             | Self::Timer(_) => 4,
             Self::Record(error) if error.is_host_lack() => 4,
             Self::Record(RecordError::NoCommand | RecordError::NotFound(_)) | Self::MemorySize { .. } => 2,
-            Self::NoScenario { .. } | Self::Usage(_) => 2,
+            Self::NoRoomBeside { .. } | Self::NoScenario { .. } | Self::Usage(_) => 2,
             Self::Image(_) | Self::Trace { .. } | Self::BenchFile { .. } => 3,
             Self::Access(_)
             | Self::Hang(..)

@@ -25,6 +25,7 @@ pub mod layout;
 pub mod memory;
 pub mod memory_stats;
 pub mod nested;
+mod output;
 mod page;
 mod progress;
 pub mod record;

@@ -149,6 +149,12 @@ fn usage_is_code_2() {
     fails(&["run", "--mem", "lots"], 2, "a size is a number");
     fails(&["run", "--backend", "model", "--mem", "4K"], 2, "memory of 4096 bytes cannot be");
     fails(&["run", "--vcpus", "0"], 2, "--vcpus");
+    fails(&["run", "--disturb", "1"], 2, "--disturb 1: there is no VM");
+    fails(&["compare", "--disturb", "1"], 2, "--disturb 1: there is no VM");
+    fails(&["bench", "boot", "--stage2", "ept"], 2, "only `nested` has");
+    fails(&["bench", "metadata", "--vm-memory", "64M"], 2, "only `nested` has");
+    fails(&["explain", "S6c", "--stage2", "ept"], 2, "only `explain nested` has");
+    fails(&["explain", "nested", "--stage2", "none"], 2, "needs a --stage2");
 }
 
 #[test]
@@ -224,4 +230,60 @@ fn the_doctor_looks_and_help_helps() {
     for word in ["run", "explain", "kernel", "doctor", "Exit codes", "RUST_LOG"] {
         assert!(help.contains(word), "{word} is not in the help");
     }
+}
+
+#[test]
+fn benchmarks_that_cannot_be_compared_are_refused() {
+    let row = |quire: &str, what: &str| {
+        format!(
+            r#"{{"what":"{what}","order":0,"leaf":0,"frames":null,"scheme":"total","headline":true,"quire":{quire},"floor":null,"peers":{{}},
+                "unit":"bytes per frame","percentiles":null,"floor_percentiles":null,"turns":[],"histogram":[]}}"#
+        )
+    };
+    let file = |name: &str, ring: u64, rows: &[String]| {
+        scratch(name, format!(r#"{{"ring":{ring},"guest_memory":"anon","rows":[{}]}}"#, rows.join(",")).as_bytes())
+    };
+    let sound = file("sound", 3, &[row("16.5", "metadata")]);
+    let sound = sound.to_str().unwrap();
+    for (name, rows, says) in [
+        ("empty", vec![], "it has no rows"),
+        ("zero", vec![row("0", "metadata")], "row 1, metadata of order 0: 0 is no number above zero"),
+        ("below", vec![row("1", "fork"), row("-1", "metadata")], "row 2, metadata of order 0: -1 is no number"),
+        ("twice", vec![row("1", "fork"), row("1", "fork")], "row 2, fork of order 0: the same as row 1"),
+    ] {
+        let bad = file(name, 3, &rows);
+        for pair in [[sound, bad.to_str().unwrap()], [bad.to_str().unwrap(), sound]] {
+            fails(&["bench", "--compare", pair[0], pair[1]], 3, &format!("{} is no benchmark", bad.display()));
+            fails(&["bench", "--compare", pair[0], pair[1]], 3, says);
+        }
+        std::fs::remove_file(bad).unwrap();
+    }
+    for option in ["--turns=3", "--order=0", "--scheme=total", "--ring=3", "--samples=3", "--launches=3"] {
+        fails(&["bench", "--compare", sound, sound, option], 2, "cannot be used with");
+    }
+    let other = file("other", 0, &[row("16.5", "metadata")]);
+    let output = quire(&["bench", "--compare", sound, other.to_str().unwrap()]);
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("ring 3 and 0\n"));
+    std::fs::remove_file(sound).unwrap();
+    std::fs::remove_file(other).unwrap();
+}
+
+#[test]
+fn files_that_cannot_be_written_are_refused_before_anything_else() {
+    let says = "/no/such/folder/x cannot be written";
+    // What comes next would fail by another code.
+    fails(&["run", "no-such-trace", "--json=/no/such/folder/x"], 1, says);
+    fails(&["compare", "no-such-trace", "--json=/no/such/folder/x"], 1, says);
+    fails(&["compare", "no-such-trace", "--html", "/no/such/folder/x"], 1, says);
+    fails(&["bench", "boot", "--html", "/no/such/folder/x", "--beside", "no-such-file"], 1, says);
+    fails(&["bench", "--compare", "no-such-file", "no-such-file", "--json=/no/such/folder/x"], 1, says);
+}
+
+#[test]
+fn the_text_is_printed_though_a_file_fails() {
+    let output = quire(&["run", "--backend", "model", "--json=/dev/full"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/dev/full cannot be written"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("what the mapcounts know"));
 }

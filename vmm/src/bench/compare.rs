@@ -58,9 +58,22 @@ pub struct Compared {
     pub verdict: Verdict,
 }
 
+/// A setting that the two were measured with differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Setting {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// The first's.
+    pub first: String,
+    /// The second's.
+    pub second: String,
+}
+
 /// The comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
+    /// What the two were not measured alike with.
+    pub settings: Vec<Setting>,
     /// Rows that both have.
     pub rows: Vec<Compared>,
     /// Rows that only one has.
@@ -68,39 +81,74 @@ pub struct Comparison {
 }
 
 /// A benchmark's JSON, as far as it is compared.
-#[derive(Debug, Deserialize)]
-struct File {
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Saved {
     rows: Vec<Row>,
+    ring: Option<u64>,
+    guest_memory: Option<String>,
+    stage2: Option<String>,
+    vm_memory: Option<u64>,
 }
 
-/// The rows of the benchmark that was written to `file`.
-///
-/// # Errors
-/// [`Error::BenchFile`].
-pub fn read(file: &Path) -> Result<Vec<Row>, Error> {
-    let refuse = |reason: String| Error::BenchFile { file: file.display().to_string(), reason };
-    let text = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
-    let file: File = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
-    match file.rows.iter().find(|row| !row.turns.iter().all(is_sound)) {
-        None => Ok(file.rows),
-        Some(row) => Err(refuse(format!("a turn of {} is no number above zero", row.what))),
+impl Saved {
+    /// What changes the numbers of rows that have the same name; `None` where nothing was measured that depends on it.
+    fn settings(&self) -> [(&'static str, Option<String>); 4] {
+        [
+            ("ring", self.ring.map(|ring| ring.to_string())),
+            ("guest_memory", self.guest_memory.clone()),
+            ("stage2", self.stage2.clone()),
+            ("vm_memory", self.vm_memory.map(|bytes| bytes.to_string())),
+        ]
+    }
+
+    /// Why no comparison with it says anything, if none does.
+    fn flaw(&self) -> Option<String> {
+        if self.rows.is_empty() {
+            return Some("it has no rows".to_owned());
+        }
+        self.rows.iter().enumerate().find_map(|(i, row)| {
+            let of = |what: &str| format!("row {}, {} of order {}: {what}", i + 1, row.what, row.shape());
+            let numbers = [Some(row.quire), row.floor].into_iter().flatten();
+            let turns = row.turns.iter().flat_map(|turn| [Some(turn.quire), turn.floor]).flatten();
+            if let Some(number) = numbers.chain(turns).find(|number| !(number.is_finite() && *number > 0.0)) {
+                return Some(of(&format!("{number} is no number above zero")));
+            }
+            let same = self.rows[..i].iter().position(|other| other.is_same(row))?;
+            Some(of(&format!("the same as row {}", same + 1)))
+        })
     }
 }
 
-fn is_sound(turn: &Turn) -> bool {
-    let is = |value: f64| value.is_finite() && value > 0.0;
-    is(turn.quire) && turn.floor.is_none_or(is)
+/// The benchmark that was written to `file`.
+///
+/// # Errors
+/// [`Error::BenchFile`].
+pub fn read(file: &Path) -> Result<Saved, Error> {
+    let refuse = |reason: String| Error::BenchFile { file: file.display().to_string(), reason };
+    let text = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
+    let saved: Saved = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    match saved.flaw() {
+        None => Ok(saved),
+        Some(flaw) => Err(refuse(flaw)),
+    }
 }
 
-/// Compares the rows of two benchmarks.
+/// Compares two benchmarks.
 #[must_use]
-pub fn compare(first: &[Row], second: &[Row]) -> Comparison {
+pub fn compare(first: &Saved, second: &Saved) -> Comparison {
+    let settings = first.settings().into_iter().zip(second.settings());
+    let settings = settings.filter_map(|((name, first), (_, second))| {
+        let (first, second) = (first?, second?);
+        (first != second).then_some(Setting { name, first, second })
+    });
+    let settings = settings.collect();
+    let (first, second) = (&first.rows, &second.rows);
     let pairs: Vec<(&Row, &Row)> =
         first.iter().filter_map(|row| Some((row, second.iter().find(|other| other.is_same(row))?))).collect();
     let alpha = FALSE_ALARMS / pairs.iter().filter(|(row, _)| !row.turns.is_empty()).count().max(1) as f64;
     let mut random = Random::new(1);
     let rows: Vec<_> = pairs.iter().map(|(a, b)| compared(a, b, alpha, &mut random)).collect();
-    Comparison { alone: first.len() + second.len() - 2 * rows.len(), rows }
+    Comparison { settings, alone: first.len() + second.len() - 2 * rows.len(), rows }
 }
 
 fn compared(a: &Row, b: &Row, alpha: f64, random: &mut Random) -> Compared {
@@ -194,6 +242,11 @@ impl fmt::Display for Comparison {
         if self.alone > 0 {
             write!(f, "; {} rows stand in one of them only", self.alone)?;
         }
+        if !self.settings.is_empty() {
+            let each = |setting: &Setting| format!("{} {} and {}", setting.name, setting.first, setting.second);
+            let all: Vec<_> = self.settings.iter().map(each).collect();
+            write!(f, "\nnot measured alike, so the verdicts are of that too: {}", all.join("; "))?;
+        }
         writeln!(
             f,
             "\nratios are of medians of turns, in floors where there is one; by chance, at most {:.0} % of pairs of equals show any difference; ? is below 0.01 or above 100",
@@ -206,7 +259,15 @@ impl fmt::Display for Comparison {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Random, Row, Turn, Verdict, compare};
+    use super::{Comparison, Random, Row, Saved, Turn, Verdict};
+
+    fn saved(rows: &[Row]) -> Saved {
+        Saved { rows: rows.to_vec(), ..Saved::default() }
+    }
+
+    fn compare(first: &[Row], second: &[Row]) -> Comparison {
+        super::compare(&saved(first), &saved(second))
+    }
 
     /// A benchmark of `rows` rows as a noisy machine gives it: all turns drift together, each row has noise of its own, and now and then a turn is an
     /// outlier. `slower` is what the first row is multiplied by.
@@ -284,6 +345,37 @@ mod tests {
         assert_eq!((found.rows.len(), found.alone), (2, 1));
         assert!(found.rows.iter().all(|row| row.verdict == Verdict::Same && row.ratio == 1.0));
         assert!(found.to_string().contains("1 rows stand in one of them only"));
+    }
+
+    #[test]
+    fn rows_that_say_nothing_are_flaws() {
+        let mut random = Random::new(11);
+        let sound = synthetic(2, 3, 1.0, &mut random);
+        assert_eq!(saved(&sound).flaw(), None);
+        let spoilt = |spoil: fn(&mut Vec<Row>)| {
+            let mut rows = sound.clone();
+            spoil(&mut rows);
+            saved(&rows).flaw().unwrap()
+        };
+        assert_eq!(spoilt(Vec::clear), "it has no rows");
+        assert_eq!(spoilt(|rows| rows[1].quire = 0.0), "row 2, row 1 of order 0: 0 is no number above zero");
+        assert!(spoilt(|rows| rows[0].floor = Some(f64::INFINITY)).contains("inf is no number"));
+        assert!(spoilt(|rows| rows[0].turns[2].quire = -1.0).contains("-1 is no number"));
+        assert!(spoilt(|rows| rows[0].turns[1].floor = Some(f64::NAN)).contains("NaN is no number"));
+        assert_eq!(spoilt(|rows| rows[1] = rows[0].clone()), "row 2, row 0 of order 0: the same as row 1");
+    }
+
+    #[test]
+    fn other_settings_are_named() {
+        let mut random = Random::new(12);
+        let rows = synthetic(1, 3, 1.0, &mut random);
+        let a = Saved { ring: Some(0), guest_memory: Some("anon".to_owned()), ..saved(&rows) };
+        let b = Saved { ring: Some(3), stage2: Some("shadow".to_owned()), ..a.clone() };
+        let found = super::compare(&a, &b);
+        // What only one has measured has no rows in the other.
+        assert_eq!(found.settings.len(), 1);
+        assert!(found.to_string().contains("\nnot measured alike, so the verdicts are of that too: ring 0 and 3\n"));
+        assert!(!super::compare(&a, &a).to_string().contains("not measured alike"));
     }
 
     #[test]

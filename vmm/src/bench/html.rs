@@ -52,8 +52,8 @@ fn setting(html: &mut String, bench: &Bench) {
     if let Some(recording) = bench.recording {
         let _ = write!(
             html,
-            "<p class=\"note\">The floor is the same operation with a handler that only loads and stores the entries it needs, in the same run. Every time contains {} of \
-             time stamps, {:.2}&nbsp;% of the fastest fault.</p>",
+            "<p class=\"note\">The floor is the same operation with a handler that only loads and stores the entries it needs, in the same run. Every sample, of however many pages, contains {} of \
+             time stamps: {:.2}&nbsp;% of the fastest fault.</p>",
             time(recording.stamps_ns),
             100.0 * recording.part_of_fault
         );
@@ -222,7 +222,7 @@ fn nested(html: &mut String, bench: &Bench) {
     let _ = write!(
         html,
         "<h2>Nested levels</h2><p>VMs of our manager inside of this VM, under <code>{scheme}</code>, stage-2 tables for <code>{format}</code>, frames known to be zero; dashed: the floor. \
-         The end of a VM is that of one with {} MiB mapped.</p>",
+         The end of a VM is that of one with {} MiB mapped, on fresh frames.</p>",
         bench.vm_memory.unwrap_or(0) >> 20
     );
     for (title, unit, bulk) in [("Faults", "ns per folio", false), ("Dirty log, clone and end", "ns per page", true)] {

@@ -312,7 +312,7 @@ impl Collection {
     /// The layers of faults: what each of them is, is said at [`Layers`].
     fn layers(&self, options: &Options) -> Vec<Layers> {
         let mut all = Vec::new();
-        for (scheme, name) in options.schemes.iter().enumerate() {
+        for (scheme, name) in self.schemes.iter().enumerate().filter(|(_, name)| options.schemes.contains(name)) {
             for (operation, manager) in [(Operation::Fault, Layer::FaultManager), (Operation::Cow, Layer::CowManager)] {
                 for &shape in &options.shapes {
                     let median = |kind: u8, frames: Frames, in_layers: bool| {
@@ -461,4 +461,25 @@ fn metadata_with(
         }
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BASE, Collection, Frames, Key, Layer, Operation, Options, Scheme, Series};
+
+    #[test]
+    fn layers_are_those_of_the_scheme_they_are_named_after() {
+        let mut all = Collection { schemes: vec![Scheme::Total, Scheme::PerPage], ..Collection::default() };
+        for (scheme, nanoseconds) in [(0, 100.0), (1, 200.0)] {
+            for kind in [Operation::Fault as u8, Layer::FaultManager as u8] {
+                let mut series = Series::default();
+                series.quire.record(nanoseconds);
+                all.series.insert(Key { scheme, kind, shape: BASE, frames: Frames::ToClear, in_layers: true }, series);
+            }
+        }
+        let schemes = vec![Scheme::Total, Scheme::Total, Scheme::PerPage];
+        let layers = all.layers(&Options { schemes, shapes: vec![BASE], ..Options::default() });
+        let found: Vec<_> = layers.iter().map(|layers| (layers.scheme, layers.total.round())).collect();
+        assert_eq!(found, [("total", 100.0), ("per-page", 200.0)]);
+    }
 }

@@ -138,7 +138,7 @@ impl fmt::Display for Bench {
         if let Some(recording) = self.recording {
             writeln!(
                 f,
-                "\nevery time contains {} of time stamps, {:.2} % of the fastest fault",
+                "\nevery sample, of however many pages, contains {} of time stamps: {:.2} % of the fastest fault",
                 time(recording.stamps_ns),
                 100.0 * recording.part_of_fault
             )?;
@@ -170,7 +170,7 @@ impl Bench {
         if let Some(memory) = self.vm_memory {
             writeln!(
                 f,
-                "\nVMs: stage-2 tables for `{}`; their end is that of one with {} MiB mapped",
+                "\nVMs: stage-2 tables for `{}`; their end is that of one with {} MiB mapped, on fresh frames",
                 self.stage2.unwrap_or_default(),
                 memory >> 20
             )?;

@@ -57,6 +57,7 @@ use quire::trace::text::{End, Header, Line};
 
 use self::launch::Launched;
 use self::sampler::Sampler;
+use crate::output;
 
 pub use error::RecordError;
 
@@ -111,13 +112,7 @@ pub struct RecordSummary {
 pub fn record(command: &[OsString], output: &Path, options: &RecordOptions) -> Result<RecordSummary, RecordError> {
     let failed = |error| RecordError::Output { path: output.to_path_buf(), error };
     // An hour of recording must not end at a folder that does not exist.
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    if !fs::metadata(folder).map_err(failed)?.is_dir() {
-        return Err(failed(io::ErrorKind::NotADirectory.into()));
-    }
-    if output.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
-    }
+    output::check(output).map_err(failed)?;
     let (text, summary) = record_text(command, options)?;
     write_whole(output, text.as_bytes()).map_err(failed)?;
     Ok(summary)

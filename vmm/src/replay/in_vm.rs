@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quire::abi::replay::{DEVICE, FLOOR_PAGES, MAX_LEAF, ORDERS};
-use quire::abi::{BootInfo, boot, nest, results, stats, survey};
+use quire::abi::{BootInfo, MAX_MEMORY, boot, nest, results, stats, survey};
 
 use quire::addr::Level;
 use quire::audit::Recount;
@@ -13,6 +13,7 @@ use quire::trace::MAX_DEVICE_PAGES;
 use super::{Backend, Config, Measured, Ring, Stage2};
 use crate::cpuid;
 use crate::error::Error;
+use crate::layout::Layout;
 use crate::run::{MachineConfig, NoHost, Status};
 use crate::workload::Workload;
 use crate::{kernel, kvm, run};
@@ -59,6 +60,16 @@ fn machine_frames(workload: &Workload, config: &Config, frames: u64) -> u64 {
     level0 + Recount::scratch_frames(level0) * 9 / 8
 }
 
+/// Whether the machine has room for `memory` bytes of frames and what it has beside them. Its layout would refuse too, but by a number that nobody asked for.
+fn check_room(memory: u64, machine: &MachineConfig, ops: usize) -> Result<(), Error> {
+    match Layout::new(machine.memory, machine.samples, ops) {
+        Err(Error::MemorySize { bytes, most, .. }) => {
+            Err(Error::NoRoomBeside { bytes: memory, beside: bytes - memory + (MAX_MEMORY - most), most: MAX_MEMORY })
+        }
+        other => other.map(drop),
+    }
+}
+
 pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, Error> {
     let memory = config.memory(workload)?;
     let mut config = *config;
@@ -88,6 +99,7 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         gigabyte_leaves,
         guests,
     };
+    check_room(memory, &machine, workload.encoded.len())?;
     let outcome = run(kernel::ELF, &machine, &workload.encoded, &mut NoHost)?;
     if let Some(panic) = outcome.panic {
         return Err(Error::Panic(panic));
@@ -112,4 +124,27 @@ pub(super) fn replay(workload: &Workload, config: &Config) -> Result<Measured, E
         log: outcome.log,
         stats: outcome.stats,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, MachineConfig, Workload, check_room, machine_frames};
+
+    #[test]
+    fn a_machine_without_room_is_told_in_the_asker_s_number() {
+        let workload = Workload::shipped(1).unwrap();
+        let check = |memory: u64| {
+            let frames = machine_frames(&workload, &Config::default(), memory >> 12);
+            let machine = MachineConfig { memory: frames << 12, ..MachineConfig::default() };
+            check_room(memory, &machine, workload.encoded.len())
+        };
+        check(62 << 30).unwrap();
+        let error = check(63 << 30).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.starts_with("memory of 67645734912 bytes cannot be: the machine has "), "{text}");
+        let beside: u64 = text.split_whitespace().nth(9).and_then(|word| word.parse().ok()).expect("a number");
+        assert!(beside > 1 << 30 && beside < 2 << 30, "{text}");
+        assert!(text.ends_with("no more than 68719476736 in all"), "{text}");
+    }
 }
