@@ -84,6 +84,8 @@ impl<'a> Bare<'a> {
 
     /// Faults on one folio each.
     fn fault(&self, clock: Clock, operation: Operation) {
+        // Whichever is first: none pays for tables that nobody has touched yet.
+        self.fill(self.stage2);
         self.fill(self.space);
         let n = (self.leaves / self.shape.folios(self.pages)) as usize;
         let first = self.data.address() | READ_WRITE;
