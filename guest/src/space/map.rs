@@ -205,34 +205,30 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         flush: &mut Flush<Removed<'a>>,
     ) -> Result<(), MapError> {
         let mut at = range.start;
-        let result = loop {
-            let Some(vma) = self.vma_at_or_above(space, at).filter(|vma| vma.start() < range.end) else {
-                break Ok(());
-            };
-            let vma = match self.isolate(space, vma, &range, flush) {
-                Ok(vma) => vma,
-                Err(error) => break Err(error),
-            };
-            at = vma.end();
-            self.zap(space, vma, vma.start(), vma.end(), flush);
-            self.include_unmapped(space, vma, flush);
-            self.remove_vma(space, vma);
-        };
-        self.prune_vacated(space, &range, flush);
+        let result = self.unmap_vmas(space, &range, &mut at, flush);
+        // Also what went before it failed: nobody looks for tables where no vma is.
+        if at > range.start {
+            self.prune_around(space, &(range.start..at), flush);
+        }
         result
     }
 
-    /// Takes away the tables at the start of `range`, up to the first vma that is left there, that hold nothing any more: where an operation has emptied it, or has come.
-    pub(super) fn prune_vacated<'a>(
+    /// Removes the vmas in `range`, of which all below `at` are gone.
+    fn unmap_vmas<'a>(
         &'a self,
         space: &Space<'_>,
         range: &core::ops::Range<u64>,
+        at: &mut u64,
         flush: &mut Flush<Removed<'a>>,
-    ) {
-        let end = self.vma_at_or_above(space, range.start).map_or(range.end, |vma| vma.start().min(range.end));
-        if range.start < end {
-            self.prune_around(space, &(range.start..end), flush);
+    ) -> Result<(), MapError> {
+        while let Some(vma) = self.vma_at_or_above(space, *at).filter(|vma| vma.start() < range.end) {
+            let vma = self.isolate(space, vma, range, flush)?;
+            *at = vma.end();
+            self.zap(space, vma, vma.start(), vma.end(), flush);
+            self.include_unmapped(space, vma, flush);
+            self.remove_vma(space, vma);
         }
+        Ok(())
     }
 
     /// Takes away the tables around `range`, in which nothing is mapped, that hold nothing any more: up to the neighbours, but no further than the tables that the

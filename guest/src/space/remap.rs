@@ -73,8 +73,11 @@ impl<M: Memory + Tlb, A: Accounting> Manager<M, A> {
         }
         let result = self.relocate_vmas(space, &moved, &new, flush);
         // The leaves are gone from the old place, and its tables were kept until all had arrived, or no more can. They must not stay: a larger leaf that is moved there
-        // one day would find a table in its way.
-        self.prune_vacated(space, &moved, flush);
+        // one day would find a table in its way. Vmas go in order, but the one at which it failed may be there again.
+        let left = self.vma_at_or_above(space, moved.start).map_or(moved.end, |vma| vma.start().min(moved.end));
+        if moved.start < left {
+            self.prune_around(space, &(moved.start..left), flush);
+        }
         result
     }
 
